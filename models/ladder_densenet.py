@@ -1,0 +1,153 @@
+"""LDN-121: a ladder-style DenseNet-121 for segmentation, closed-set or with a dataset head (DenseHybrid, ECCV 2022).
+
+Attribute names are those of the released checkpoints, so that released files load here and ours load there.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import densenet121
+
+BATCHNORM_MOMENTUM = 0.01
+PYRAMID_HEIGHTS = (8, 4, 2, 1)
+
+
+def ladder_densenet121(num_classes: int, hybrid: bool = True) -> "LadderDenseNet":
+    """LDN-121 with random weights; hybrid adds the dataset head `logits_ood`."""
+    return LadderDenseNet(num_classes, hybrid)
+
+
+def upsample(features: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+class NormReluConv(nn.Sequential):
+    """BatchNorm, ReLU, then a convolution that keeps height and width."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, bias: bool = False):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels, momentum=BATCHNORM_MOMENTUM)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.conv(F.relu(self.norm(features), inplace=True))
+
+
+class Backbone(nn.Module):
+    """torchvision's DenseNet-121 without its last norm, with the pools of the release.
+
+    The input is RGB in 0..1, not normalised: the release feeds its network so.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.features = densenet121(weights=None).features
+        del self.features.norm5
+        self.features.pool0 = nn.MaxPool2d(2, stride=2)
+        for number in (1, 2, 3):
+            transition = getattr(self.features, f"transition{number}")
+            transition.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = BATCHNORM_MOMENTUM
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> raw outputs of the four dense blocks, strides 4, 8, 16, 32."""
+        outputs = []
+        features = images
+        for name, layer in self.features.named_children():
+            features = layer(features)
+            if name.startswith("denseblock"):
+                outputs.append(features)
+        return outputs
+
+
+class SpatialPyramidPooling(nn.Module):
+    """Context from four grids laid over the coarsest features, fused with the features themselves."""
+
+    def __init__(self, in_channels: int, width: int = 512, level_width: int = 128):
+        super().__init__()
+        self.spp = nn.Module()  # the released keys read spp.spp.spp.NAME
+        self.spp.spp = nn.Module()
+        layers = self.spp.spp
+        layers.spp_bn = NormReluConv(in_channels, width)
+        for level in range(len(PYRAMID_HEIGHTS)):
+            setattr(layers, f"spp{level}", NormReluConv(width, level_width))
+        layers.spp_fuse = NormReluConv(width + len(PYRAMID_HEIGHTS) * level_width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        layers = self.spp.spp
+        height, width = features.shape[2:]
+        features = layers.spp_bn(features)
+        levels = [features]
+        for level, grid_height in enumerate(PYRAMID_HEIGHTS):
+            grid = (grid_height, max(1, round(grid_height * width / height)))
+            pooled = F.adaptive_avg_pool2d(features, grid)
+            levels.append(upsample(getattr(layers, f"spp{level}")(pooled), (height, width)))
+        return layers.spp_fuse(torch.cat(levels, dim=1))
+
+
+class LadderStep(nn.Module):
+    """Upsample the coarse features to a skip connection's size and blend the two."""
+
+    def __init__(self, coarse_width: int, skip_width: int, out_width: int):
+        super().__init__()
+        self.bottleneck = NormReluConv(skip_width, coarse_width)
+        self.blend_conv = NormReluConv(coarse_width, out_width, kernel_size=3)
+        # In every released checkpoint, used by none: an auxiliary loss's head that never gets a gradient.
+        self.logits_aux = NormReluConv(coarse_width, 1, bias=True)
+        self.logits_aux.requires_grad_(False)
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        return self.blend_conv(self.bottleneck(skip) + upsample(coarse, skip.shape[2:]))
+
+
+class Ladder(nn.Module):
+    """From stride 32 to stride 4 in three steps, coarsest skip first."""
+
+    def __init__(self, coarse_width: int, skip_widths: tuple[int, ...], out_widths: tuple[int, ...]):
+        super().__init__()
+        self.upsample_layers = nn.Module()
+        for number, (skip_width, out_width) in enumerate(zip(skip_widths, out_widths, strict=True)):
+            setattr(self.upsample_layers, f"upsample_{number}", LadderStep(coarse_width, skip_width, out_width))
+            coarse_width = out_width
+
+    def forward(self, features: Tensor, skips: list[Tensor]) -> Tensor:
+        for step, skip in zip(self.upsample_layers.children(), skips, strict=True):
+            features = step(features, skip)
+        return features
+
+
+class LadderDenseNet(nn.Module):
+    """(B, 3, H, W) RGB in 0..1 -> class logits (B, K, H, W) and, hybrid, dataset logits (B, 2, H, W).
+
+    Channel 0 of the dataset logits is inlier, channel 1 outlier.
+    """
+
+    def __init__(self, num_classes: int, hybrid: bool):
+        super().__init__()
+        self.backbone = Backbone()
+        self.spp = SpatialPyramidPooling(1024)
+        self.upsample = Ladder(512, (1024, 512, 256), (256, 256, 128))
+        self.logits = NormReluConv(128, num_classes, bias=True)
+        if hybrid:
+            self.logits_ood = NormReluConv(128, 2, bias=True)
+        self.hybrid = hybrid
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        *skips, coarsest = self.backbone(images)
+        features = self.upsample(self.spp(coarsest), skips[::-1])
+        size = images.shape[2:]
+        class_logits = upsample(self.logits(features), size)
+        if not self.hybrid:
+            return class_logits
+        return class_logits, upsample(self.logits_ood(features), size)
+
+
+def backbone_slower(model: LadderDenseNet, lr: float, factor: float) -> list[dict]:
+    """Parameter groups for an optimiser: the pretrained backbone at lr * factor, the rest at lr."""
+    backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
+    own = {id(parameter) for parameter in backbone}
+    rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]
+    return [{"params": backbone, "lr": lr * factor}, {"params": rest, "lr": lr}]
