@@ -1,0 +1,175 @@
+"""AP, AUROC and FPR at TPR 95 % of a score that should be larger on outliers."""
+
+import math
+
+import numpy as np
+import torch
+
+from labels import IGNORE, OUTLIER
+
+TPR = 0.95  # of FPR95 and threshold95
+BLOCK = 1 << 16  # outliers ranked at a time: what the ranking needs beside the scores stays below a few megabytes
+
+
+class AnomalyMetrics:
+    """Pools scores over images; the figures are those of scikit-learn, for any order and split of the updates.
+
+    Keeps the scores of counted pixels and nothing else: 8 bytes a pixel if they came as float64, else 4 (as float32).
+    """
+
+    def __init__(self):
+        self._inliers = _Scores()
+        self._outliers = _Scores()
+        self._ignored_pixels = 0
+
+    def update(self, scores, labels) -> "AnomalyMetrics":
+        """scores  any shape, larger is more anomalous; infinities are fine, NaN is not unless ignored
+        labels  same shape; OUTLIER against anything else, IGNORE left out
+        """
+        scores, labels = as_array(scores), as_array(labels)
+        if scores.shape != labels.shape:
+            raise ValueError(f"scores have shape {scores.shape} but labels {labels.shape}; each label needs one score")
+        if labels.dtype in (np.bool_, np.int8):
+            raise ValueError(f"labels of type {labels.dtype} cannot hold OUTLIER = {OUTLIER}; use uint8 or wider")
+        outlier = labels == OUTLIER
+        inlier = (labels != IGNORE) & ~outlier
+        dtype = np.float64 if scores.dtype.type is np.float64 else np.float32
+        inlier_scores = scores[inlier].astype(dtype, copy=False)
+        outlier_scores = scores[outlier].astype(dtype, copy=False)
+        nans = np.count_nonzero(np.isnan(inlier_scores)) + np.count_nonzero(np.isnan(outlier_scores))
+        if nans:
+            raise ValueError(f"{nans} of {scores.size} scores are NaN and cannot be ranked; check the model's outputs")
+        self._inliers.add(inlier_scores)
+        self._outliers.add(outlier_scores)
+        self._ignored_pixels += labels.size - inlier_scores.size - outlier_scores.size
+        return self
+
+    def compute(self) -> dict:
+        """AP, AUROC, FPR95, threshold95 and pixel counts; without outliers or inliers the first three are NaN"""
+        inliers, outliers = self._inliers.sorted(), self._outliers.sorted()
+        threshold = self.threshold(TPR)
+        ap = auroc = fpr = math.nan
+        if inliers.size and outliers.size:
+            dtype = np.result_type(inliers, outliers)  # searchsorted copies its array wherever the types differ
+            inliers, outliers = inliers.astype(dtype, copy=False), outliers.astype(dtype, copy=False)
+            ap, auroc = _ap_and_auroc(inliers, outliers)
+            fpr = (inliers.size - int(np.searchsorted(inliers, dtype.type(threshold), "left"))) / inliers.size
+        return {
+            "AP": ap,
+            "AUROC": auroc,
+            "FPR95": fpr,
+            "threshold95": threshold,
+            "inlier_pixels": inliers.size,
+            "outlier_pixels": outliers.size,
+            "ignored_pixels": self._ignored_pixels,
+        }
+
+    def threshold(self, tpr: float = TPR) -> float:
+        """The largest threshold that at least `tpr` of the outliers reach (score >= threshold); NaN without outliers"""
+        if not 0 < tpr <= 1:
+            raise ValueError(f"tpr is {tpr}, but a true positive rate to reach lies in 0 < tpr <= 1")
+        outliers = self._outliers.sorted()
+        n = outliers.size
+        if n == 0:
+            return math.nan
+        k = max(1, math.floor(tpr * n) - 1)
+        while k / n < tpr:  # not ceil(tpr * n), which is one too many where the product rounds up, as 0.07 * 100 does
+            k += 1
+        return float(outliers[n - k]) + 0.0  # -0.0 becomes 0.0: which of the two equal scores comes first is chance
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept for the scores."""
+        return self._inliers.nbytes + self._outliers.nbytes
+
+
+def mean_of_images(figures: list[dict]) -> dict:
+    """The mean of AP, AUROC and FPR95 over images, each given by its compute(), where they are defined.
+
+    `images` counts those in the mean. An image without any outlier pixel is counted in `images_without_outliers`; one
+    that has outliers but no inlier in `images_without_inliers`. The three add up to all images.
+    """
+    with_outliers = [image for image in figures if image["outlier_pixels"]]
+    defined = [image for image in with_outliers if image["inlier_pixels"]]
+    mean = {
+        name: math.fsum(image[name] for image in defined) / len(defined) if defined else math.nan
+        for name in ("AP", "AUROC", "FPR95")
+    }
+    return mean | {
+        "images": len(defined),
+        "images_without_outliers": len(figures) - len(with_outliers),
+        "images_without_inliers": len(with_outliers) - len(defined),
+    }
+
+
+def as_array(values) -> np.ndarray:
+    """A tensor or array as a NumPy array; narrow floats, of which NumPy lacks some, become float32"""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        if values.is_floating_point() and values.dtype != torch.float64:
+            values = values.float()
+        values = values.numpy()
+    return np.asarray(values)
+
+
+class _Scores:
+    """A heap of scores in chunks, made one sorted chunk when asked for."""
+
+    def __init__(self):
+        self.chunks = []
+        self.is_sorted = True
+
+    def add(self, chunk):
+        if chunk.size:
+            self.chunks.append(chunk)
+            self.is_sorted = False
+
+    def sorted(self) -> np.ndarray:
+        if not self.is_sorted:
+            self._join()
+            self.chunks[0].sort()
+            self.is_sorted = True
+        return self.chunks[0] if self.chunks else np.empty(0, np.float32)
+
+    def _join(self):
+        if len(self.chunks) == 1:
+            return
+        dtype = np.result_type(*{chunk.dtype for chunk in self.chunks})
+        joined = np.empty(sum(chunk.size for chunk in self.chunks), dtype)
+        end = joined.size
+        while self.chunks:  # each chunk is freed once it is copied; pages of `joined` take memory only once written
+            chunk = self.chunks.pop()
+            joined[end - chunk.size : end] = chunk
+            end -= chunk.size
+        self.chunks = [joined]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(chunk.nbytes for chunk in self.chunks)
+
+
+def _ap_and_auroc(inliers, outliers):
+    """AP = sum_n (R_n - R_{n-1}) P_n over thresholds; AUROC = P(outlier > inlier) + P(equal) / 2. Both ascending.
+
+    Recall moves only at the scores of outliers, so these are the thresholds, each distinct one once. They are ranked
+    among the inliers block by block: a block's neighbourhood fits the cache.
+    """
+    ap, pairs, first = 0.0, 0, 0
+    while first < outliers.size:
+        last_score = outliers[min(first + BLOCK, outliers.size) - 1]
+        last = int(np.searchsorted(outliers, last_score, "right"))  # equal scores stay in one block
+        block = outliers[first:last]
+        starts = np.flatnonzero(np.r_[True, block[1:] != block[:-1]])
+        thresholds = block[starts]
+        equal_outliers = np.diff(starts, append=block.size)
+
+        low, high = np.searchsorted(inliers, block[0], "left"), np.searchsorted(inliers, last_score, "right")
+        inliers_below = low + np.searchsorted(inliers[low:high], thresholds, "left")
+        inliers_up_to = low + np.searchsorted(inliers[low:high], thresholds, "right")
+
+        true_positives = outliers.size - first - starts
+        false_positives = inliers.size - inliers_below
+        ap += float((equal_outliers * (true_positives / (true_positives + false_positives))).sum())
+        pairs += int((equal_outliers * (inliers_below + inliers_up_to)).sum())  # twice the pairs in the right order
+        first = last
+    return ap / outliers.size, pairs / (2 * outliers.size * inliers.size)
