@@ -1,0 +1,18 @@
+"""Losses and anomaly scores: raw logits in, named loss terms or score maps in nats out."""
+
+from losses.dense_hybrid import closed_set_loss, dense_hybrid_loss, pixel_counts
+from losses.score import (
+    CLASS_SCORES,
+    DATASET_SCORES,
+    anomaly_score,
+    discriminative_score,
+    entropy_score,
+    generative_score,
+    hybrid_score,
+    max_logit_score,
+    max_softmax_score,
+)
+
+__all__ = ["CLASS_SCORES", "DATASET_SCORES", "anomaly_score", "closed_set_loss", "dense_hybrid_loss",
+           "discriminative_score", "entropy_score", "generative_score", "hybrid_score", "max_logit_score",
+           "max_softmax_score", "pixel_counts"]  # fmt: skip

@@ -1,0 +1,77 @@
+"""The training losses (DenseHybrid, ECCV 2022): named terms, each a sum over pixels divided by a count."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from labels import IGNORE, OUTLIER
+
+Terms = dict[str, Tensor]
+Counts = dict[str, int | Tensor]
+
+
+def closed_set_loss(class_logits: Tensor, labels: Tensor, counts: Counts | None = None) -> Terms:
+    """Cross-entropy over the labelled pixels of known classes, {"class": ...}.
+
+    class_logits  (B, K, H, W) raw; labels (B, H, W) int64 of 0..K-1, OUTLIER, IGNORE
+    counts        divisors by term, where they are not those of these labels: see pixel_counts
+    """
+    counts = counts or pixel_counts(labels)
+    known = labels.masked_fill(labels == OUTLIER, IGNORE)
+    total = F.cross_entropy(class_logits.float(), known, ignore_index=IGNORE, reduction="sum")
+    return {"class": total / at_least_one(counts["class"])}
+
+
+def dense_hybrid_loss(
+    class_logits: Tensor,
+    dataset_logits: Tensor,
+    labels: Tensor,
+    beta: float,
+    counts: Counts | None = None,
+    ignored_are_inliers: bool = False,
+    likelihood_margin: float | None = None,
+) -> Terms:
+    """The DenseHybrid loss on images with pasted negatives, as terms weighted and ready to sum.
+
+    class       cross-entropy over the labelled inliers
+    likelihood  beta times the mean of ln p^(x), the log-sum-exp of the class logits, over the outliers
+    dataset     10 beta times the cross-entropy of P(d_out | x), over labelled inliers and outliers
+
+    class_logits         (B, K, H, W) raw; dataset_logits (B, 2, H, W) raw, channel 1 is outlier
+    labels               (B, H, W) int64: 0..K-1 known, OUTLIER where a negative was pasted, IGNORE
+    counts               divisors by term; those of the whole batch where these are a part of it: see pixel_counts
+    ignored_are_inliers  count IGNORE pixels as inliers in the dataset term, as the released code does for streets
+    likelihood_margin    nats under which ln p^(x) of a negative is not pushed further; the release has no such
+                         floor, and its term is unbounded below. The released code also adds a detached constant
+                         to this term, which changes no gradient and is left out.
+
+    Computed in float32 under autocast too. A term without pixels is 0.
+    """
+    counts = counts or pixel_counts(labels, ignored_are_inliers)
+    outlier = labels == OUTLIER
+    log_density = class_logits.float().logsumexp(1)
+    if likelihood_margin is not None:
+        log_density = log_density.clamp(min=likelihood_margin)
+    membership = outlier.long()
+    if not ignored_are_inliers:
+        membership = membership.masked_fill(labels == IGNORE, IGNORE)
+    dataset = F.cross_entropy(dataset_logits.float(), membership, ignore_index=IGNORE, reduction="sum")
+    return closed_set_loss(class_logits, labels, counts) | {
+        "likelihood": beta * log_density.where(outlier, 0).sum() / at_least_one(counts["likelihood"]),
+        "dataset": 10 * beta * dataset / at_least_one(counts["dataset"]),
+    }
+
+
+def pixel_counts(labels: Tensor, ignored_are_inliers: bool = False) -> Counts:
+    """How many pixels each term is a sum over; add them up where a batch is split over parts or processes."""
+    outliers = (labels == OUTLIER).sum()
+    ignored = (labels == IGNORE).sum()
+    inliers = labels.numel() - outliers - ignored
+    return {
+        "class": inliers,
+        "likelihood": outliers,
+        "dataset": labels.numel() if ignored_are_inliers else inliers + outliers,
+    }
+
+
+def at_least_one(count: int | Tensor) -> int | Tensor:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
