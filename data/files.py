@@ -1,0 +1,123 @@
+"""Reading what lies on the disk: pairs of image and label files, images, label maps.
+
+Every error names the file or folder, what is wrong with it, and the way out.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+UNKNOWN_VALUE = -1  # in a table of labels: a stored value that the data set does not have
+
+
+def pair_files(
+    images_root: Path, labels_root: Path, hint: str, image_pattern: str = "*.png", label_suffix: str = ".png"
+) -> list[tuple[Path, Path]]:
+    """Sorted pairs (image, label) of all images below images_root.
+
+    An image's label lies at the same relative path below labels_root, its ending (what follows the * of
+    image_pattern) replaced by label_suffix.
+
+    hint    how the user names this folder, for the errors
+    raises  FileNotFoundError: no folder, no image, an image without label or a label without image
+    """
+    for folder in (images_root, labels_root):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}; {hint}")
+    ending = image_pattern.removeprefix("*")
+    pairs = []
+    for image in sorted(images_root.rglob(image_pattern)):
+        relative = image.relative_to(images_root)
+        pairs.append((image, labels_root / relative.parent / (relative.name.removesuffix(ending) + label_suffix)))
+    if not pairs:
+        raise FileNotFoundError(f"no {image_pattern} under {images_root}; {hint}")
+    labels = set(labels_root.rglob("*" + label_suffix))
+    for image, label in pairs:
+        if label not in labels:
+            raise FileNotFoundError(f"{image} has no label map: {label} is missing; add it or take the image out")
+    alone = sorted(labels - {label for _, label in pairs})
+    if alone:
+        raise FileNotFoundError(
+            f"{alone[0]} has no image under {images_root} ({len(alone)} such label maps); add it or take the map out"
+        )
+    return pairs
+
+
+def read_image(path: Path, modes: tuple[str, ...] = ("RGB", "RGBA")) -> Tensor:
+    """An image file as uint8 RGB (3, H, W); an alpha channel is dropped.
+
+    modes   Pillow modes that are taken: "L" must be asked for, since a greyscale picture among street scenes is
+            more often a label map in the wrong folder
+    """
+    with open_image(path) as image:
+        if image.mode not in modes:
+            raise ValueError(
+                f"{path} is stored as {described(image.mode)}; expected {' or '.join(modes)}: "
+                "convert it, or check that no label map lies among the images"
+            )
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_labels(path: Path, table: Tensor) -> Tensor:
+    """A label map as uint8 (H, W) of internal labels.
+
+    table   (256,) int16: internal label of each stored value, UNKNOWN_VALUE where the data set has no such value
+    """
+    with open_image(path) as image:
+        if image.mode not in ("L", "P", "I", "I;16"):
+            raise ValueError(f"{path} is stored as {described(image.mode)}; a label map has one value per pixel")
+        stored = torch.from_numpy(np.array(image).astype(np.int64))
+    inside = (stored >= 0) & (stored < len(table))
+    labels = torch.where(inside, table[stored.clamp(0, len(table) - 1)], UNKNOWN_VALUE)
+    if (labels == UNKNOWN_VALUE).any():
+        wrong = stored[labels == UNKNOWN_VALUE].unique().tolist()
+        valid = (table != UNKNOWN_VALUE).nonzero().flatten().tolist()
+        raise ValueError(f"{path} holds label value {wrong[0]}; this data set's values are {ranges(valid)}")
+    return labels.to(torch.uint8)
+
+
+def check_same_size(image: Tensor, labels: Tensor, image_path: Path, label_path: Path) -> None:
+    if image.shape[-2:] != labels.shape[-2:]:
+        sizes = [f"{width}x{height}" for height, width in (image.shape[-2:], labels.shape[-2:])]
+        raise ValueError(f"{image_path} is {sizes[0]} but its label map {label_path} is {sizes[1]}")
+
+
+def label_table(known: dict[int, int]) -> Tensor:
+    """A table for read_labels from {stored value: internal label}."""
+    table = torch.full((256,), UNKNOWN_VALUE, dtype=torch.int16)
+    for stored, label in known.items():
+        table[stored] = label
+    return table
+
+
+def open_image(path: Path) -> Image.Image:
+    """A decoded picture; a truncated or foreign file is a ValueError that names it."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is gone; it was there when the data set was listed") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+        raise ValueError(f"{path} cannot be read as an image: {error}; fetch or write it again") from error
+    return image
+
+
+def described(mode: str) -> str:
+    """A Pillow mode in words."""
+    names = {"L": "a greyscale image", "LA": "a greyscale image", "P": "a palette image", "1": "a black-and-white image"}
+    return f"{names.get(mode, 'an image')} (mode {mode})"
+
+
+def ranges(values: list[int]) -> str:
+    """[1, 2, 3, 7] -> '1-3, 7'."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,60 @@
+"""StreetHazards (Hendrycks et al., CAOS benchmark): rendered streets, 12 known classes, unknown objects in the test towns."""
+
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.files import check_same_size, label_table, pair_files, read_image, read_labels
+from data.transforms import Transform
+from labels import IGNORE, OUTLIER
+
+FOLDERS = {
+    "training": ("train", "training"),
+    "validation": ("train", "validation"),
+    "test": ("test", "test"),
+    "t5": ("test", "test/t5"),
+    "t6": ("test", "test/t6"),
+}
+
+
+class StreetHazards(Dataset):
+    """Samples (image uint8 (3, H, W), labels uint8 (H, W), name).
+
+    split      training, validation, test (both test towns) or one of them: t5, t6
+    transform  of image and labels, for training
+    """
+
+    class_names = ("background", "building", "fence", "person", "pole", "street lines", "road", "sidewalk",
+                   "vegetation", "car", "wall", "traffic sign")  # fmt: skip
+    num_classes = len(class_names)
+    class_colours = ((135, 180, 220), (110, 90, 90), (190, 153, 110), (220, 20, 60), (200, 200, 90), (250, 250, 250),
+                     (128, 64, 128), (244, 35, 232), (60, 140, 40), (0, 0, 160), (102, 102, 156), (220, 170, 0))  # fmt: skip
+    mean_colour = (84, 88, 95)  # of the training images, 0..255
+    # Stored: 1 background, 2 building, 3 fence, 4 other, 5 pedestrian ... 13 traffic sign, 14 anomaly.
+    table = label_table(
+        {1: 0, 2: 1, 3: 2, 4: IGNORE} | {stored: stored - 2 for stored in range(5, 14)} | {14: OUTLIER}
+    )
+
+    def __init__(self, root: str | Path, split: str, transform: Transform | None = None):
+        if split not in FOLDERS:
+            raise ValueError(f"StreetHazards has no split {split!r}; choose one of {', '.join(FOLDERS)}")
+        part, folder = FOLDERS[split]
+        self.root = Path(root)
+        self.pairs = pair_files(
+            self.root / part / "images" / folder,
+            self.root / part / "annotations" / folder,
+            hint="--dataroot is StreetHazards' folder, which holds train/ and test/",
+        )
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
+        image_path, label_path = self.pairs[index]
+        image, labels = read_image(image_path), read_labels(label_path, self.table)
+        check_same_size(image, labels, image_path, label_path)
+        if self.transform:
+            image, labels = self.transform(image, labels)
+        return image, labels, str(image_path.relative_to(self.root))
