@@ -1,0 +1,48 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, written whole or not at all."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save(content: Any, path: Path) -> None:
+    """torch.save that never leaves a half-written file at `path`.
+
+    Raises OSError where it cannot be written; a file that was there before is then untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(buffer.getbuffer(), path)
+
+
+def write_whole(content: bytes | memoryview, path: Path) -> None:
+    """Write beside the file, then put it in place in one step."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        older = "the older one is whole" if path.exists() else "nothing was written"
+        raise OSError(error.errno, f"could not write {path} ({error.strerror}); {older}. "
+                      "Make room or make the folder writable, then go on with --resume") from error
+
+
+def random_state() -> dict[str, Any]:
+    """The states of torch's generators, the only ones that training draws from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])

@@ -1,0 +1,132 @@
+"""Feeding samples to the device: seeded sample by sample, sharded over processes, with errors kept readable."""
+
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+
+class SeededSamples(Dataset):
+    """Samples by (epoch, index), whose randomness is a function of (seed, epoch, index) alone.
+
+    torch's generator is seeded for the sample and put back as it was. An error that a file causes is returned
+    instead of raised, so that it reaches the main process as it is.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple | Exception:
+        epoch, index = place
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: without loader processes it would seed the GPU's generator too.
+            torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
+            try:
+                return self.dataset[index]
+            except (OSError, ValueError) as error:
+                return error
+
+
+class EpochSampler(Sampler):
+    """The places (epoch, index) of one epoch in a shuffled order, each process its own share of it.
+
+    `epoch` is set before each epoch; the order is a function of (seed, epoch).
+    """
+
+    def __init__(self, length: int, seed: int, process: int = 0, processes: int = 1):
+        self.length, self.seed, self.process, self.processes = length, seed, process, processes
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length // self.processes
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, self.length))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for index in order[self.process : len(self) * self.processes : self.processes]:
+            yield self.epoch, index
+
+
+def sample_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def training_loader(
+    dataset: Dataset, seed: int, batch_size: int, workers: int, device: torch.device, process: int, processes: int
+) -> DataLoader:
+    """Shuffled whole batches; the last incomplete one is dropped. Set `.sampler.epoch` before each epoch."""
+    return DataLoader(
+        SeededSamples(dataset, seed),
+        batch_size,
+        sampler=EpochSampler(len(dataset), seed, process, processes),
+        num_workers=workers,
+        drop_last=True,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_interrupts_to_the_main_process,
+        generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the training's
+    )
+
+
+def evaluation_loader(dataset: Dataset, workers: int, device: torch.device) -> DataLoader:
+    """The samples in their order, one at a time: frames may differ in size."""
+    return DataLoader(
+        SeededSamples(dataset, seed=0),
+        batch_size=1,
+        sampler=[(0, index) for index in range(len(dataset))],
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_interrupts_to_the_main_process,
+        generator=torch.Generator(),
+    )
+
+
+def batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[str]]]:
+    """(tensors, names) of each batch; raises what a sample's file raised, and a clear error for a dead worker."""
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"a loader process died ({str(error).splitlines()[0]}); most often memory or /dev/shm ran out: "
+                "lower --workers"
+            ) from error
+        if isinstance(batch, Exception):
+            raise batch
+        *tensors, names = batch
+        yield tensors, names
+
+
+def collate(samples: list) -> list | Exception:
+    errors = [sample for sample in samples if isinstance(sample, Exception)]
+    return errors[0] if errors else default_collate(samples)
+
+
+def to_device(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Pixels travel as uint8: images (B, 3, H, W) become float32 in 0..1 on the device, label maps (B, H, W) int64.
+
+    Images are laid out channels_last, the faster order for convolutions on CPU and CUDA alike.
+    """
+    moved = []
+    for tensor in tensors:
+        tensor = tensor.to(device, non_blocking=True)
+        if tensor.dtype == torch.uint8 and tensor.dim() == 4:
+            tensor = tensor.to(torch.float32, memory_format=torch.channels_last) / 255
+        elif tensor.dtype == torch.uint8:
+            tensor = tensor.long()
+        moved.append(tensor)
+    return moved
+
+
+def leave_interrupts_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,79 @@
+"""Pictures of evaluated frames: what people would rather look at than a table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from labels import IGNORE, OUTLIER
+
+UNKNOWN_COLOUR = (0, 255, 255)
+IGNORE_COLOUR = (0, 0, 0)
+# From cold to hot; even in lightness, readable by the colour-blind (points of matplotlib's inferno).
+HEAT = np.array([(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21),
+                 (250, 193, 39), (252, 255, 164)], float)  # fmt: skip
+GAP, HEADER, LEGEND_LINE = 6, 26, 22
+
+
+def class_picture(labels: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """(H, W) of 0..K-1, K or OUTLIER (unknown), IGNORE -> (H, W, 3) uint8."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colours)] = colours
+    table[len(colours)] = table[OUTLIER] = UNKNOWN_COLOUR
+    table[IGNORE] = IGNORE_COLOUR
+    return table[labels]
+
+
+def heat_picture(scores: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(H, W) scores -> (H, W, 3) uint8, black at `low` and below, pale yellow at `high` and above."""
+    place = np.clip((scores - low) / max(high - low, 1e-12), 0, 1) * (len(HEAT) - 1)
+    return np.stack([np.interp(place, range(len(HEAT)), HEAT[:, channel]) for channel in range(3)], -1).astype(np.uint8)
+
+
+def save_grid(
+    path: Path,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    class_names: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    note: str = "",
+    cell_width: int = 320,
+) -> None:
+    """One row of (H, W, 3) uint8 pictures per frame under the columns' titles, with a legend of the class colours."""
+    font = ImageFont.load_default(14)
+    heights = [max(round(picture.shape[0] * cell_width / picture.shape[1]) for picture in row) for row in rows]
+    width = len(columns) * (cell_width + GAP) + GAP
+    legend = [*zip(class_names, colours, strict=True), ("unknown", UNKNOWN_COLOUR), ("ignored", IGNORE_COLOUR)]
+    places, legend_lines = lay_out([name for name, _ in legend], font, width)
+    total = HEADER + sum(heights) + GAP * len(rows) + LEGEND_LINE * (legend_lines + bool(note)) + GAP
+    sheet = Image.new("RGB", (width, total), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, title in enumerate(columns):
+        draw.text((GAP + number * (cell_width + GAP), 5), title, "black", font)
+    top = HEADER
+    for row, height in zip(rows, heights, strict=True):
+        for number, picture in enumerate(row):
+            cell = Image.fromarray(picture).resize((cell_width, height), Image.Resampling.BILINEAR)
+            sheet.paste(cell, (GAP + number * (cell_width + GAP), top))
+        top += height + GAP
+    for (name, colour), (left, line) in zip(legend, places, strict=True):
+        y = top + line * LEGEND_LINE
+        draw.rectangle((left, y + 3, left + 13, y + 16), fill=colour, outline="grey")
+        draw.text((left + 18, y + 2), name, "black", font)
+    if note:
+        draw.text((GAP, top + legend_lines * LEGEND_LINE + 2), note, "black", font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def lay_out(names: Sequence[str], font, width: int) -> tuple[list[tuple[int, int]], int]:
+    """Places (left, line) of the legend's entries, and how many lines they take."""
+    places, left, line = [], GAP, 0
+    for name in names:
+        needed = 18 + round(font.getlength(name)) + 16
+        if left + needed > width:
+            left, line = GAP, line + 1
+        places.append((left, line))
+        left += needed
+    return places, line + 1

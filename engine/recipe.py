@@ -1,0 +1,121 @@
+"""Recipes: the numbers of a training, from recipes.yaml and the command line, typed and checked."""
+
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes.yaml"
+SCHEDULES = ("cosine", "constant", "poly")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedSetRecipe:
+    """The numbers of a closed-set training; recipes.yaml says what each is. Raises ValueError for unusable ones."""
+
+    lr: float
+    lr_min: float
+    schedule: str
+    epochs: int
+    batch_size: int
+    crop_size: int
+    scale: tuple[float, float]
+    backbone_lr_factor: float
+    adam_eps: float
+    precision: str
+    statistics_batches: int
+
+    def __post_init__(self):
+        for key in ("lr", "epochs", "batch_size", "crop_size", "adam_eps"):
+            require(getattr(self, key) > 0, f"{key} must be positive, not {getattr(self, key)}")
+        require(0 <= self.lr_min <= self.lr, f"lr_min {self.lr_min} must lie between 0 and lr {self.lr}")
+        require(0 <= self.backbone_lr_factor <= 1, f"backbone_lr_factor {self.backbone_lr_factor} must lie in 0..1")
+        require(self.statistics_batches >= 0, f"statistics_batches must not be negative: {self.statistics_batches}")
+        require(0 < self.scale[0] <= self.scale[1], f"scale {list(self.scale)} must be a range of positive factors")
+        require(self.schedule in SCHEDULES, f"schedule {self.schedule!r} must be one of {', '.join(SCHEDULES)}")
+        require(self.precision in PRECISIONS, f"precision {self.precision!r} must be one of {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridRecipe(ClosedSetRecipe):
+    """The numbers of a fine-tuning with real negatives."""
+
+    beta: float
+    negative_resize: int
+    negative_size: int
+    ignored_are_inliers: bool
+    likelihood_margin: float | None
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.beta >= 0, f"beta must not be negative: {self.beta}")
+        require(
+            self.negative_size <= self.crop_size,
+            f"negative_size {self.negative_size} is larger than crop_size {self.crop_size}: "
+            "a negative patch must fit into the training crop",
+        )
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def read_recipe(name: str, recipe_type: type, changed: dict, path: Path = RECIPES):
+    """A recipe from its block and the changed numbers, and the same as {"release": ..., "ours": ..., "changed": ...}."""
+    blocks = yaml.safe_load(path.read_text())
+    if name not in blocks:
+        raise ValueError(f"{path} has no block {name}; it has {', '.join(blocks)}")
+    kinds = typing.get_type_hints(recipe_type)
+    sources: dict[str, dict] = {"release": {}, "ours": {}, "changed": {}}
+    for source, numbers in (*blocks[name].items(), ("changed", changed)):
+        if source not in sources:
+            raise ValueError(f"{path}, block {name}: {source!r} is neither 'release' nor 'ours'")
+        for key, value in (numbers or {}).items():
+            if key not in kinds:
+                raise ValueError(f"{key} is not a recipe key of {name}; its keys are {', '.join(kinds)}")
+            for earlier in sources.values():
+                earlier.pop(key, None)
+            sources[source][key] = convert(key, value, kinds[key])
+    values = {key: value for numbers in sources.values() for key, value in numbers.items()}
+    missing = [key for key in kinds if key not in values]
+    if missing:
+        raise ValueError(f"{path}, block {name}: {', '.join(missing)} missing")
+    return recipe_type(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}), sources
+
+
+def convert(key: str, value: typing.Any, kind: typing.Any) -> typing.Any:
+    """A value from YAML, or a word from the command line, as a recipe field of type `kind` (a tuple as a list)."""
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str):
+            value = value.strip("[]()").replace(",", " ").split()
+        kinds = typing.get_args(kind)
+        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
+            raise ValueError(f"{key}: {value!r} is not {type_name(kind)}")
+        return [convert(key, part, part_kind) for part, part_kind in zip(value, kinds, strict=True)]
+    if isinstance(kind, types.UnionType):  # float | None
+        if value is None or str(value).lower() in ("none", "null", ""):
+            return None
+        return convert(key, value, typing.get_args(kind)[0])
+    if kind is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    if kind is str and isinstance(value, str):
+        return value
+    if kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if number == number and abs(number) != float("inf") and number == kind(number):
+                return kind(number)
+        except (TypeError, ValueError):
+            pass
+    raise ValueError(f"{key}: {value!r} is not {type_name(kind)}")
+
+
+def type_name(kind: typing.Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"{len(typing.get_args(kind))} numbers"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    return names[kind] if kind in names else f"{names[typing.get_args(kind)[0]]} or null"

@@ -1,0 +1,177 @@
+"""The start of a run: the flags every script shares, its folder, its device, and how its errors end."""
+
+import argparse
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+import yaml
+
+from engine.recipe import read_recipe, type_name
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training run lives and what it runs with."""
+
+    folder: Path
+    device: torch.device
+    seed: int
+    workers: int
+    resume: bool
+    record: dict  # what the folder's recipe.yaml says
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every training script shares."""
+    parser = script_parser(description)
+    parser.add_argument("--exp_name", required=True, help="the run's folder is logs/EXP_NAME")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, crops and negatives (default 0)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe number, as its flag does"
+    )
+    return parser
+
+
+def script_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every script, training or evaluation."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, available_cores()), help="loader processes; results do not depend on it"
+    )
+    return parser
+
+
+def add_fixed_flags(parser: argparse.ArgumentParser, num_classes: int, dataset: str) -> None:
+    """Flags of the original's command line that may only say what the script does anyway."""
+    parser.add_argument("--num_classes", type=int, choices=[num_classes], help="accepted where it is the script's own")
+    parser.add_argument("--dataset", choices=[dataset], help="accepted where it is the script's own")
+
+
+def start_run(
+    parser: argparse.ArgumentParser, recipe_type: type, script: str, argv: list[str] | None = None
+) -> tuple[argparse.Namespace, typing.Any, Run]:
+    """Parse the command line, read the script's block of recipes.yaml, seed torch.
+
+    Returns the arguments, the recipe and the run. Raises ValueError for an unknown key or a value of the wrong
+    type, FileExistsError where the run's folder exists and --resume was not given, or was made by another recipe.
+    Nothing is written yet: a run that fails on its data leaves no folder behind.
+    """
+    group = parser.add_argument_group("recipe numbers (recipes.yaml)")
+    types_by_key = typing.get_type_hints(recipe_type)
+    for key, kind in types_by_key.items():
+        many = len(typing.get_args(kind)) if typing.get_origin(kind) is tuple else None
+        group.add_argument(f"--{key}", nargs=many, metavar=key.upper(), help=type_name(kind))
+    args = parser.parse_args(argv)
+
+    changed = {key: getattr(args, key) for key in types_by_key if getattr(args, key) is not None}
+    for setting in args.set:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting}: write it as KEY=VALUE")
+        changed[key] = value
+    name = Path(script).stem
+    recipe, sources = read_recipe(name, recipe_type, changed)
+
+    if not args.exp_name or Path(args.exp_name).name != args.exp_name:
+        raise ValueError(f"--exp_name {args.exp_name!r} must be a plain folder name")
+    command = shlex.join(["python", Path(script).name, *(sys.argv[1:] if argv is None else argv)])
+    record = {
+        "script": name,
+        "command": command,
+        "revision": git_revision(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+        "seed": args.seed,
+        "recipe": sources,
+    }
+    run = Run(Path("logs", args.exp_name), choose_device(args.device), args.seed, args.workers, args.resume, record)
+    check_folder(run)
+    torch.manual_seed(args.seed)
+    print(yaml.safe_dump(record, sort_keys=False, default_flow_style=None, width=100))
+    return args, recipe, run
+
+
+def flat_recipe(record: dict) -> dict:
+    """What a resumed run must agree on: {"script", "seed", and every recipe number}."""
+    numbers = {key: value for source in record["recipe"].values() for key, value in source.items()}
+    return {"script": record["script"], "seed": record["seed"], **numbers}
+
+
+def check_folder(run: Run) -> None:
+    """Refuse an existing run without --resume, and --resume with another recipe."""
+    recipe_file = run.folder / "recipe.yaml"
+    if not run.resume:
+        if run.folder.exists():
+            raise FileExistsError(f"{run.folder} exists; add --resume to go on with it, or choose another --exp_name")
+        return
+    if not recipe_file.exists():
+        print(f"nothing to resume in {run.folder}: starting from the beginning")
+        return
+    check_same_recipe(flat_recipe(yaml.safe_load(recipe_file.read_text())), flat_recipe(run.record), run.folder)
+
+
+def check_same_recipe(before: dict, now: dict, folder: Path) -> None:
+    differences = [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if differences:
+        raise ValueError(f"{folder} was started with another recipe: {'; '.join(differences)}; "
+                         "resume with the same command, or choose another --exp_name")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, else CUDA if there is one, else the CPU; ValueError for one that is not there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {error}") from error
+    return device
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def git_revision() -> str | None:
+    """The commit of this code, with "+changes" where files differ from it; None outside a git checkout."""
+    try:
+        git = ["git", "-C", str(PROJECT)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if status else "")
+
+
+def run_script(main: typing.Callable[[], typing.Any]) -> None:
+    """Run a script's main; an error that this project raised on purpose is one line, any other a traceback."""
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        trace = error.__traceback__
+        while trace.tb_next:
+            trace = trace.tb_next
+        source = Path(trace.tb_frame.f_code.co_filename).resolve()
+        if not source.is_relative_to(PROJECT) or ".venv" in source.parts:
+            raise
+        sys.exit(f"error: {error}")

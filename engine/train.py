@@ -1,0 +1,207 @@
+"""The training loop: epochs, schedule, logs, checkpoints and resume."""
+
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from engine import checkpoint
+from engine.loader import batches, to_device, training_loader
+from engine.recipe import ClosedSetRecipe
+from engine.run import Run, check_same_recipe, flat_recipe
+
+Step = Callable[..., dict[str, Tensor]]
+
+
+def fit(
+    step: Step,
+    state: dict[str, Any],
+    dataset: Dataset,
+    recipe: ClosedSetRecipe,
+    run: Run,
+    validate: Callable[[nn.Module], dict[str, float]],
+    best: str,
+) -> dict[str, float]:
+    """Train state["model"] with state["optimizer"] for recipe.epochs and return the last validation figures.
+
+    step      (model, *tensors of a batch) -> loss terms by name, ready to sum; images float32 in 0..1
+    state     the model, the optimizer and whatever else has a state_dict to go into the checkpoints
+    dataset   samples (image, labels, ..., name), see engine.loader
+    validate  the model in eval mode -> figures by name, fractions; `best` names the one that chooses best.pth
+
+    Writes into run.folder: recipe.yaml, log.jsonl (each step's loss terms, each epoch's figures), TensorBoard
+    events, last.pt after each epoch, best.pth and final.pth (plain state_dicts). A run stopped at any moment goes
+    on with --resume from its last.pt and ends with the same weights on a CPU.
+    Raises ValueError for fewer samples than a batch, FloatingPointError for a loss that is not finite.
+    """
+    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        raise ValueError(f"this run was started as {processes} processes; start it as one")
+    if len(dataset) < recipe.batch_size:
+        raise ValueError(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
+    model, optimizer = state["model"].to(memory_format=torch.channels_last), state["optimizer"]
+    state = state | {"schedule": make_schedule(optimizer, recipe)}
+    loader = training_loader(
+        dataset, run.seed, recipe.batch_size, run.workers, run.device, process, processes
+    )
+    progress = {"epoch": 0, "step": 0, "best": -math.inf, "figures": {}}
+    if run.resume and (run.folder / "last.pt").exists():
+        progress = restore(state, run, len(dataset))
+    else:
+        run.folder.mkdir(parents=True, exist_ok=run.resume)
+        checkpoint.write_whole(yaml.safe_dump(run.record, sort_keys=False).encode(), run.folder / "recipe.yaml")
+    log = RunLog(run, progress["step"])
+
+    try:
+        for epoch in range(progress["epoch"], recipe.epochs):
+            started = time.monotonic()
+            loader.sampler.epoch = epoch
+            progress["step"] = train_epoch(step, model, optimizer, loader, recipe, run, log, progress["step"])
+            state["schedule"].step()
+            if recipe.statistics_batches:
+                estimate_statistics(model, loader, recipe.statistics_batches, run.device)
+            model.eval()
+            figures = validate(model)
+            log.epoch(epoch, recipe.epochs, progress["step"], figures, time.monotonic() - started)
+            progress |= {"epoch": epoch + 1, "figures": figures}
+            if figures[best] > progress["best"]:
+                progress["best"] = figures[best]
+                checkpoint.save(model.state_dict(), run.folder / "best.pth")
+            save(state, progress, run, len(dataset))
+    except KeyboardInterrupt:
+        done = f"after {progress['epoch']} of {recipe.epochs} epochs"
+        again = run.record["command"] + ("" if run.resume else " --resume")
+        print(f"\nstopped {done}; go on with: {again}")
+        raise SystemExit(130) from None
+    finally:
+        log.close()
+    model.eval()
+    checkpoint.save(model.state_dict(), run.folder / "final.pth")
+    print(f"finished: {run.folder}/final.pth, and best.pth with {best} {progress['best']:.4f}")
+    return progress["figures"]
+
+
+def train_epoch(
+    step: Step,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader,
+    recipe: ClosedSetRecipe,
+    run: Run,
+    log: "RunLog",
+    steps_done: int,
+) -> int:
+    """One pass over the loader; returns the number of steps done since the start of the run."""
+    model.train()
+    title = f"epoch {loader.sampler.epoch + 1}/{recipe.epochs}"
+    with tqdm(total=len(loader), desc=title, leave=False, dynamic_ncols=True) as bar:
+        for tensors, names in batches(loader):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                terms = step(model, *to_device(tensors, run.device))
+            loss = sum(terms.values())
+            values = dict(zip(terms, torch.stack([term.detach() for term in terms.values()]).tolist(), strict=True))
+            steps_done += 1
+            log.step(loader.sampler.epoch, steps_done, optimizer.param_groups[-1]["lr"], values)
+            if not all(math.isfinite(value) for value in values.values()):
+                raise FloatingPointError(
+                    f"the loss is not finite in step {steps_done}: {values}; files of the batch: {', '.join(names)}. "
+                    "Lower lr or beta, or set likelihood_margin where the likelihood term ran away"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+            bar.update()
+    return steps_done
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: ClosedSetRecipe) -> lr_scheduler.LRScheduler:
+    """Stepped once an epoch; each group starts from its own learning rate."""
+    if recipe.schedule == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs, eta_min=recipe.lr_min)
+    if recipe.schedule == "poly":
+        return lr_scheduler.PolynomialLR(optimizer, total_iters=recipe.epochs, power=0.9)
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+@torch.no_grad()
+def estimate_statistics(model: nn.Module, loader: DataLoader, count: int, device: torch.device) -> None:
+    """Replace BatchNorm's running statistics by the mean over the images of the epoch's first `count` batches."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all that is seen
+    model.train()
+    for tensors, _ in itertools.islice(batches(loader), count):
+        model(to_device(tensors[:1], device)[0])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def save(state: dict[str, Any], progress: dict[str, Any], run: Run, samples: int) -> None:
+    """Everything the run needs to go on, to last.pt."""
+    parts = {name: part.state_dict() for name, part in state.items()}
+    extra = {"progress": progress, "random": checkpoint.random_state(), "samples": samples}
+    checkpoint.save(parts | extra | {"recipe": flat_recipe(run.record)}, run.folder / "last.pt")
+
+
+def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
+    """Load last.pt into the state and the random generators; returns the progress."""
+    path = run.folder / "last.pt"
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    check_same_recipe(saved["recipe"], flat_recipe(run.record), run.folder)
+    if saved["samples"] != samples:
+        raise ValueError(f"{path} was trained on {saved['samples']} images, there are {samples} now; "
+                         "resume on the same data")
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    checkpoint.set_random_state(saved["random"])
+    return saved["progress"]
+
+
+class RunLog:
+    """log.jsonl and TensorBoard events; what was logged after the last checkpoint is dropped when a run goes on."""
+
+    def __init__(self, run: Run, steps_done: int):
+        path = run.folder / "log.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if logged_step(line) <= steps_done]
+            checkpoint.write_whole("".join(line + "\n" for line in kept).encode(), path)
+        self.file = open(path, "a", buffering=1)  # line by line, so that a killed run keeps its log
+        self.events = SummaryWriter(run.folder, purge_step=steps_done + 1)
+
+    def step(self, epoch: int, step: int, lr: float, terms: dict[str, float]) -> None:
+        self.file.write(json.dumps({"epoch": epoch + 1, "step": step, "lr": lr, **terms}) + "\n")
+        for name, value in terms.items():
+            self.events.add_scalar(f"loss/{name}", value, step)
+        self.events.add_scalar("lr", lr, step)
+
+    def epoch(self, epoch: int, epochs: int, step: int, figures: dict[str, float], seconds: float) -> None:
+        self.file.write(json.dumps({"epoch": epoch + 1, "step": step, "validation": figures, "seconds": seconds}) + "\n")
+        for name, value in figures.items():
+            self.events.add_scalar(f"validation/{name}", value, step)
+        told = "  ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items())
+        tqdm.write(f"epoch {epoch + 1}/{epochs}  {told}  {seconds:.0f} s")
+
+    def close(self) -> None:
+        self.file.close()
+        self.events.close()
+
+
+def logged_step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # the line that a killed run was writing
+        return math.inf
