@@ -1,0 +1,55 @@
+"""Train LDN-121 on StreetHazards' twelve known classes (closed set; DenseHybrid, ECCV 2022).
+
+    python ldn_streethazards.py --dataroot SH_DATAROOT --exp_name EXP_NAME
+
+Numbers: recipes.yaml, block ldn_streethazards. Expected result: README.md.
+"""
+
+import torch
+
+from data import StreetHazards, train_transform
+from engine import (
+    ClosedSetRecipe,
+    add_fixed_flags,
+    argument_parser,
+    closed_set_figures,
+    fit,
+    run_script,
+    start_run,
+)
+from losses import closed_set_loss
+from models import backbone_slower, ladder_densenet121, load_imagenet_densenet121
+
+
+def main(argv=None):
+    parser = argument_parser(__doc__)
+    parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
+    parser.add_argument(
+        "--init", default="imagenet", metavar="imagenet|none|FILE",
+        help="the backbone's first weights: downloaded by torchvision, random, or torchvision's file",
+    )  # fmt: skip
+    add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
+    args, recipe, run = start_run(parser, ClosedSetRecipe, __file__, argv)
+
+    train_set = StreetHazards(
+        args.dataroot, "training", train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
+    )
+    val_set = StreetHazards(args.dataroot, "validation")
+
+    model = ladder_densenet121(StreetHazards.num_classes, hybrid=False)
+    if args.init != "none":
+        load_imagenet_densenet121(model, None if args.init == "imagenet" else args.init)
+    model.to(run.device)
+    optimizer = torch.optim.Adam(backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps)
+
+    def step(model, images, labels):
+        return closed_set_loss(model(images), labels)
+
+    def validate(model):
+        return closed_set_figures(model, val_set, StreetHazards.num_classes, run.device, run.workers)
+
+    return fit(step, {"model": model, "optimizer": optimizer}, train_set, recipe, run, validate, best="mIoU")
+
+
+if __name__ == "__main__":
+    run_script(main)

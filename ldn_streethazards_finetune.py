@@ -1,0 +1,59 @@
+"""Fine-tune LDN-121 on StreetHazards with ADE20K patches as negatives (DenseHybrid, ECCV 2022).
+
+    python ldn_streethazards_finetune.py --dataroot SH_DATAROOT --neg_dataroot ADE_DATAROOT --exp_name EXP_NAME \\
+        --model MODEL_INIT
+
+Numbers: recipes.yaml, block ldn_streethazards_finetune. Expected result: README.md.
+"""
+
+import torch
+
+from data import ADE20K, MaskedPatches, StreetHazards, WithFixedNegatives, WithNegatives, paste, train_transform
+from engine import HybridRecipe, add_fixed_flags, argument_parser, evaluated_frames, fit, run_script, start_run
+from losses import dense_hybrid_loss, hybrid_score
+from metrics import AnomalyMetrics, ConfusionMatrix
+from models import backbone_slower, ladder_densenet121, load_weights
+
+
+def main(argv=None):
+    parser = argument_parser(__doc__)
+    parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
+    parser.add_argument("--neg_dataroot", required=True, help="ADEChallengeData2016, where the negatives come from")
+    parser.add_argument("--model", required=True, help="weights to start from: a closed-set or a hybrid LDN-121")
+    add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
+    args, recipe, run = start_run(parser, HybridRecipe, __file__, argv)
+
+    # Known streets, and a source of patches of unknown things.
+    train_set = StreetHazards(
+        args.dataroot, "training", train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
+    )
+    negatives = MaskedPatches(ADE20K(args.neg_dataroot), recipe.negative_resize, recipe.negative_size)
+    val_set = WithFixedNegatives(StreetHazards(args.dataroot, "validation"), negatives)
+
+    # A closed-set model with a new head for P(d_out | x).
+    model = load_weights(ladder_densenet121(StreetHazards.num_classes), args.model, new=("logits_ood.",))
+    model.to(run.device)
+    optimizer = torch.optim.Adam(backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps)
+
+    def step(model, images, labels, patches, masks, corners):
+        images, labels = paste(images, labels, patches, masks, corners)
+        return dense_hybrid_loss(
+            *model(images), labels, beta=recipe.beta, ignored_are_inliers=recipe.ignored_are_inliers,
+            likelihood_margin=recipe.likelihood_margin,
+        )  # fmt: skip
+
+    def validate(model):
+        """The hybrid score on the validation frames with a negative pasted in each, the same ones every time."""
+        anomaly, confusion = AnomalyMetrics(), ConfusionMatrix(StreetHazards.num_classes)
+        for frame in evaluated_frames(model, val_set, run.device, run.workers, "validating"):
+            anomaly.update(hybrid_score(frame.class_logits, frame.dataset_logits), frame.labels)
+            confusion.update(frame.class_logits.argmax(1), frame.labels)
+        figures = anomaly.compute()
+        return {"AP": figures["AP"], "FPR95": figures["FPR95"], "mIoU": confusion.miou()}
+
+    state = {"model": model, "optimizer": optimizer}
+    return fit(step, state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP")
+
+
+if __name__ == "__main__":
+    run_script(main)
