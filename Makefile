@@ -1,0 +1,21 @@
+# make demo   draws a small street world, trains, fine-tunes and evaluates on it, and shows a table and pictures
+# make test   runs the tests
+# Each does all its own set-up in .venv/ on a fresh machine with python3 (3.11 or newer) and make.
+
+PYTHON ?= python3
+
+.PHONY: demo test
+demo: .venv/installed
+	.venv/bin/python demo.py
+
+test: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest -q
+
+.venv/installed: requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is too old ($$($(PYTHON) --version)); install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) lacks venv; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
