@@ -25,9 +25,11 @@ def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
     parser.add_argument(
-        "--init", default="imagenet", metavar="imagenet|none|FILE",
+        "--init",
+        default="imagenet",
+        metavar="imagenet|none|FILE",
         help="the backbone's first weights: downloaded by torchvision, random, or torchvision's file",
-    )  # fmt: skip
+    )
     add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
     args, recipe, run = start_run(parser, ClosedSetRecipe, __file__, argv)
 

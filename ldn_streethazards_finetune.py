@@ -38,9 +38,12 @@ def main(argv=None):
     def step(model, images, labels, patches, masks, corners):
         images, labels = paste(images, labels, patches, masks, corners)
         return dense_hybrid_loss(
-            *model(images), labels, beta=recipe.beta, ignored_are_inliers=recipe.ignored_are_inliers,
+            *model(images),
+            labels,
+            beta=recipe.beta,
+            ignored_are_inliers=recipe.ignored_are_inliers,
             likelihood_margin=recipe.likelihood_margin,
-        )  # fmt: skip
+        )
 
     def validate(model):
         """The hybrid score on the validation frames with a negative pasted in each, the same ones every time."""

@@ -10,5 +10,15 @@ from data.streethazards import StreetHazards
 from data.transforms import train_transform
 from labels import IGNORE, OUTLIER
 
-__all__ = ["ADE20K", "IGNORE", "OUTLIER", "MaskedPatches", "StreetHazards", "WithFixedNegatives", "WithNegatives",
-           "draw_corner", "paste", "train_transform"]  # fmt: skip
+__all__ = [
+    "ADE20K",
+    "IGNORE",
+    "OUTLIER",
+    "MaskedPatches",
+    "StreetHazards",
+    "WithFixedNegatives",
+    "WithNegatives",
+    "draw_corner",
+    "paste",
+    "train_transform",
+]

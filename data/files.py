@@ -108,7 +108,12 @@ def open_image(path: Path) -> Image.Image:
 
 def described(mode: str) -> str:
     """A Pillow mode in words."""
-    names = {"L": "a greyscale image", "LA": "a greyscale image", "P": "a palette image", "1": "a black-and-white image"}
+    names = {
+        "L": "a greyscale image",
+        "LA": "a greyscale image",
+        "P": "a palette image",
+        "1": "a black-and-white image",
+    }
     return f"{names.get(mode, 'an image')} (mode {mode})"
 
 

@@ -60,14 +60,13 @@ def draw_corner(image_size: tuple[int, int], patch_size: tuple[int, int]) -> Ten
     """
     if any(patch > image for patch, image in zip(patch_size, image_size, strict=True)):
         sizes = [f"{width}x{height}" for height, width in (patch_size, image_size)]
-        raise ValueError(f"a negative patch of {sizes[0]} pixels is larger than the image of {sizes[1]}; "
-                         "lower negative_size")
+        raise ValueError(
+            f"a negative patch of {sizes[0]} pixels is larger than the image of {sizes[1]}; lower negative_size"
+        )
     return torch.tensor([draw_integer(0, image - patch) for patch, image in zip(patch_size, image_size, strict=True)])
 
 
-def paste(
-    images: Tensor, labels: Tensor, patches: Tensor, masks: Tensor, corners: Tensor
-) -> tuple[Tensor, Tensor]:
+def paste(images: Tensor, labels: Tensor, patches: Tensor, masks: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
     """New images and labels with one masked patch in each; pasted pixels are labelled OUTLIER.
 
     images   (B, 3, H, W); labels (B, H, W)

@@ -32,9 +32,7 @@ class StreetHazards(Dataset):
                      (128, 64, 128), (244, 35, 232), (60, 140, 40), (0, 0, 160), (102, 102, 156), (220, 170, 0))  # fmt: skip
     mean_colour = (84, 88, 95)  # of the training images, 0..255
     # Stored: 1 background, 2 building, 3 fence, 4 other, 5 pedestrian ... 13 traffic sign, 14 anomaly.
-    table = label_table(
-        {1: 0, 2: 1, 3: 2, 4: IGNORE} | {stored: stored - 2 for stored in range(5, 14)} | {14: OUTLIER}
-    )
+    table = label_table({1: 0, 2: 1, 3: 2, 4: IGNORE} | {stored: stored - 2 for stored in range(5, 14)} | {14: OUTLIER})
 
     def __init__(self, root: str | Path, split: str, transform: Transform | None = None):
         if split not in FOLDERS:

@@ -9,6 +9,22 @@ from engine.recipe import ClosedSetRecipe, HybridRecipe
 from engine.run import Run, add_fixed_flags, argument_parser, choose_device, run_script, script_parser, start_run
 from engine.train import fit
 
-__all__ = ["ClosedSetRecipe", "Frame", "HybridRecipe", "Run", "add_fixed_flags", "argument_parser", "choose_device",
-           "class_picture", "closed_set_figures", "evaluated_frames", "fit", "heat_picture", "run_script", "save_grid",
-           "script_parser", "start_run", "write_results"]  # fmt: skip
+__all__ = [
+    "ClosedSetRecipe",
+    "Frame",
+    "HybridRecipe",
+    "Run",
+    "add_fixed_flags",
+    "argument_parser",
+    "choose_device",
+    "class_picture",
+    "closed_set_figures",
+    "evaluated_frames",
+    "fit",
+    "heat_picture",
+    "run_script",
+    "save_grid",
+    "script_parser",
+    "start_run",
+    "write_results",
+]

@@ -32,8 +32,11 @@ def write_whole(content: bytes | memoryview, path: Path) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         older = "the older one is whole" if path.exists() else "nothing was written"
-        raise OSError(error.errno, f"could not write {path} ({error.strerror}); {older}. "
-                      "Make room or make the folder writable, then go on with --resume") from error
+        raise OSError(
+            error.errno,
+            f"could not write {path} ({error.strerror}); {older}. "
+            "Make room or make the folder writable, then go on with --resume",
+        ) from error
 
 
 def random_state() -> dict[str, Any]:

@@ -11,8 +11,19 @@ from labels import IGNORE, OUTLIER
 UNKNOWN_COLOUR = (0, 255, 255)
 IGNORE_COLOUR = (0, 0, 0)
 # From cold to hot; even in lightness, readable by the colour-blind (points of matplotlib's inferno).
-HEAT = np.array([(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21),
-                 (250, 193, 39), (252, 255, 164)], float)  # fmt: skip
+HEAT = np.array(
+    [
+        (0, 0, 4),
+        (40, 11, 84),
+        (101, 21, 110),
+        (159, 42, 99),
+        (212, 72, 66),
+        (245, 125, 21),
+        (250, 193, 39),
+        (252, 255, 164),
+    ],
+    float,
+)
 GAP, HEADER, LEGEND_LINE = 6, 26, 22
 
 

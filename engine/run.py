@@ -132,8 +132,10 @@ def check_same_recipe(before: dict, now: dict, folder: Path) -> None:
         if before.get(key) != now.get(key)
     ]
     if differences:
-        raise ValueError(f"{folder} was started with another recipe: {'; '.join(differences)}; "
-                         "resume with the same command, or choose another --exp_name")
+        raise ValueError(
+            f"{folder} was started with another recipe: {'; '.join(differences)}; "
+            "resume with the same command, or choose another --exp_name"
+        )
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -52,9 +52,7 @@ def fit(
         raise ValueError(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
     model, optimizer = state["model"].to(memory_format=torch.channels_last), state["optimizer"]
     state = state | {"schedule": make_schedule(optimizer, recipe)}
-    loader = training_loader(
-        dataset, run.seed, recipe.batch_size, run.workers, run.device, process, processes
-    )
+    loader = training_loader(dataset, run.seed, recipe.batch_size, run.workers, run.device, process, processes)
     progress = {"epoch": 0, "step": 0, "best": -math.inf, "figures": {}}
     if run.resume and (run.folder / "last.pt").exists():
         progress = restore(state, run, len(dataset))
@@ -163,8 +161,9 @@ def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
     saved = torch.load(path, map_location="cpu", weights_only=True)
     check_same_recipe(saved["recipe"], flat_recipe(run.record), run.folder)
     if saved["samples"] != samples:
-        raise ValueError(f"{path} was trained on {saved['samples']} images, there are {samples} now; "
-                         "resume on the same data")
+        raise ValueError(
+            f"{path} was trained on {saved['samples']} images, there are {samples} now; resume on the same data"
+        )
     for name, part in state.items():
         part.load_state_dict(saved[name])
     checkpoint.set_random_state(saved["random"])
@@ -189,7 +188,9 @@ class RunLog:
         self.events.add_scalar("lr", lr, step)
 
     def epoch(self, epoch: int, epochs: int, step: int, figures: dict[str, float], seconds: float) -> None:
-        self.file.write(json.dumps({"epoch": epoch + 1, "step": step, "validation": figures, "seconds": seconds}) + "\n")
+        self.file.write(
+            json.dumps({"epoch": epoch + 1, "step": step, "validation": figures, "seconds": seconds}) + "\n"
+        )
         for name, value in figures.items():
             self.events.add_scalar(f"validation/{name}", value, step)
         told = "  ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items())

@@ -13,6 +13,17 @@ from losses.score import (
     max_softmax_score,
 )
 
-__all__ = ["CLASS_SCORES", "DATASET_SCORES", "anomaly_score", "closed_set_loss", "dense_hybrid_loss",
-           "discriminative_score", "entropy_score", "generative_score", "hybrid_score", "max_logit_score",
-           "max_softmax_score", "pixel_counts"]  # fmt: skip
+__all__ = [
+    "CLASS_SCORES",
+    "DATASET_SCORES",
+    "anomaly_score",
+    "closed_set_loss",
+    "dense_hybrid_loss",
+    "discriminative_score",
+    "entropy_score",
+    "generative_score",
+    "hybrid_score",
+    "max_logit_score",
+    "max_softmax_score",
+    "pixel_counts",
+]

@@ -56,6 +56,8 @@ def anomaly_score(name: str, class_logits: Tensor, dataset_logits: Tensor | None
     if name in CLASS_SCORES:
         return CLASS_SCORES[name](class_logits)
     if dataset_logits is None:
-        raise ValueError(f"the {name} score needs a dataset head, which this model does not have; "
-                         f"scores that need none: {', '.join(CLASS_SCORES)}")
+        raise ValueError(
+            f"the {name} score needs a dataset head, which this model does not have; "
+            f"scores that need none: {', '.join(CLASS_SCORES)}"
+        )
     return DATASET_SCORES[name](class_logits, dataset_logits)

@@ -90,8 +90,10 @@ def fit_state_dict(module: nn.Module, state_dict: dict[str, Tensor], path: str |
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
         told = "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in problems.items() if keys)
-        raise ValueError(f"{path} does not fit {type(module).__name__}: {told}. Is it another model's file, or has it "
-                         "another number of classes?")
+        raise ValueError(
+            f"{path} does not fit {type(module).__name__}: {told}. Is it another model's file, or has it "
+            "another number of classes?"
+        )
     module.load_state_dict(state_dict, strict=False)  # what strict would refuse was looked at above
 
 

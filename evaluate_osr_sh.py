@@ -1,0 +1,125 @@
+"""Evaluate open-set segmentation on StreetHazards (Hybrid Open-set Segmentation, TPAMI 2024): open-mIoU.
+
+    python evaluate_osr_sh.py --dataroot SH_DATAROOT --model WEIGHTS_FILE
+
+A pixel is "unknown" where its score reaches the threshold, else its most probable class. The threshold for town t5
+finds 95 % of the outlier pixels of town t6, and the other way round; it is calibrated on score maps at half
+resolution and applied at full resolution, as in the release. Towns carry their true names: the released code swaps
+them. The release takes a score above the threshold for unknown; here one equal to it is, too.
+"""
+
+from pathlib import Path
+
+import torch.nn.functional as F
+
+from data import StreetHazards
+from engine import choose_device, evaluated_frames, run_script, script_parser, write_results
+from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
+from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
+from models import has_dataset_head, ladder_densenet121, load_weights
+
+TOWNS = {"t5": "t6", "t6": "t5"}  # evaluated town -> the town that its threshold comes from
+
+
+def main(argv=None):
+    parser = script_parser(__doc__)
+    parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
+    parser.add_argument("--model", required=True, help="weights of an LDN-121, closed-set or hybrid")
+    parser.add_argument("--tpr", type=float, default=0.95, help="share of outlier pixels to find (default 0.95)")
+    parser.add_argument(
+        "--score",
+        choices=[*DATASET_SCORES, *CLASS_SCORES],
+        help="(default: hybrid, or max_logit for closed-set weights)",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("results", "evaluate_osr_sh"), help="where results.json and table.md go"
+    )
+    args = parser.parse_args(argv)
+    device = choose_device(args.device)
+
+    towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
+    hybrid = has_dataset_head(args.model)
+    score_name = args.score or ("hybrid" if hybrid else "max_logit")
+    model = load_weights(ladder_densenet121(StreetHazards.num_classes, hybrid), args.model).to(device)
+
+    def score(frame):
+        return anomaly_score(score_name, frame.class_logits, frame.dataset_logits)
+
+    calibrated = {}
+    for town, dataset in towns.items():
+        anomaly = AnomalyMetrics()
+        for frame in evaluated_frames(model, dataset, device, args.workers, f"calibrating on {town}"):
+            anomaly.update(*halved(score(frame), frame.labels))
+        calibrated[town] = anomaly.threshold(args.tpr)
+        if calibrated[town] != calibrated[town]:
+            raise ValueError(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
+
+    figures = {}
+    for town, dataset in towns.items():
+        threshold = calibrated[TOWNS[town]]
+        closed, opened = (ConfusionMatrix(StreetHazards.num_classes) for _ in range(2))
+        for frame in evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}"):
+            prediction = frame.class_logits.argmax(1)
+            closed.update(prediction, frame.labels)
+            prediction[score(frame) >= threshold] = StreetHazards.num_classes
+            opened.update(prediction, frame.labels)
+        figures[town] = town_figures(len(dataset), threshold, closed, opened)
+    figures["total"] = total_figures(list(figures.values()))
+
+    rows = [["town", "images", "closed mIoU %", "open-mIoU %", "gap %", "mIoU with unknown %", "classes", "threshold"]]
+    for town, figure in figures.items():
+        rows.append(
+            [
+                town,
+                figure["images"],
+                figure["mIoU"],
+                figure["open_mIoU"],
+                figure["gap"],
+                figure["mIoU_with_unknown"],
+                figure.get("classes", ""),
+                f"{figure['threshold']:.4f}" if "threshold" in figure else "",
+            ]
+        )
+    title = (
+        f"StreetHazards open set, {score_name} score; thresholds at TPR {args.tpr:g} from the other town's scores "
+        "at half resolution, applied at full; total weighted by images"
+    )
+    results = {"dataset": "street-hazards", "weights": args.model, "score": score_name, "tpr": args.tpr, **figures}
+    write_results(args.folder, results, {title: rows})
+    return results
+
+
+def halved(scores, labels):
+    """Score maps bilinearly, label maps by their nearest pixel, at half their height and width."""
+    size = [max(1, side // 2) for side in scores.shape[1:]]
+    labels = F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+    return F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)[:, 0], labels
+
+
+def town_figures(images: int, threshold: float, closed: ConfusionMatrix, opened: ConfusionMatrix) -> dict:
+    """One town's figures; `gap` is what the unknown costs, closed-set mIoU less open-mIoU."""
+    return {
+        "images": images,
+        "mIoU": closed.miou(),
+        "open_mIoU": opened.open_miou(),
+        "gap": closed.miou() - opened.open_miou(),
+        "mIoU_with_unknown": opened.miou_with_unknown(),
+        "classes": classes_averaged(opened.open_iou()[: opened.num_classes]),
+        "threshold": threshold,
+        "closed_iou": closed.iou().tolist(),
+        "open_iou": opened.open_iou().tolist(),
+    }
+
+
+def total_figures(towns: list[dict]) -> dict:
+    """The towns' figures weighted by their numbers of images."""
+    images = sum(town["images"] for town in towns)
+    mean = {
+        name: sum(town["images"] * town[name] for town in towns) / images
+        for name in ("mIoU", "open_mIoU", "gap", "mIoU_with_unknown")
+    }
+    return {"images": images} | mean
+
+
+if __name__ == "__main__":
+    run_script(main)
