@@ -8,16 +8,14 @@ left out and counted. --pooled adds the figures over the pixels of all images ta
 
 from pathlib import Path
 
-import numpy as np
-
 from data import StreetHazards
 from engine import (
     choose_device,
-    class_picture,
     evaluated_frames,
-    heat_picture,
+    evenly_spread,
+    picture_of,
     run_script,
-    save_grid,
+    save_pictures,
     script_parser,
     write_results,
 )
@@ -26,7 +24,6 @@ from metrics import AnomalyMetrics, mean_of_images
 from models import has_dataset_head, ladder_densenet121, load_weights
 
 FIGURES = ("AP", "AUROC", "FPR95")
-HEAT_RANGE = (0.01, 0.99)  # of the scores in the pictures: what is black and what is pale yellow
 
 
 def main(argv=None):
@@ -55,7 +52,7 @@ def main(argv=None):
 
     frames, figures_by_frame, shown = [], {name: [] for name in names}, []
     pooled = {name: AnomalyMetrics() for name in names}
-    drawn = set(np.linspace(0, len(test_set) - 1, min(args.pictures, len(test_set)), dtype=int).tolist())
+    drawn = evenly_spread(args.pictures, len(test_set))
     for number, frame in enumerate(evaluated_frames(model, test_set, device, args.workers)):
         frames.append(frame.name)
         for name in names:
@@ -64,14 +61,7 @@ def main(argv=None):
             if args.pooled:
                 pooled[name].update(scores, frame.labels)
             if name == names[0] and number in drawn:
-                shown.append(
-                    (
-                        frame.image[0].cpu().numpy(),
-                        frame.labels[0].cpu().numpy(),
-                        frame.class_logits[0].argmax(0).cpu().numpy(),
-                        scores[0].cpu().numpy(),
-                    )
-                )
+                shown.append(picture_of(frame, scores))
 
     means = {name: mean_of_images(figures_by_frame[name]) for name in names}
     tables = {f"StreetHazards test, {told_images(means[names[0]])}": figure_table(means)}
@@ -94,7 +84,7 @@ def main(argv=None):
     write_results(args.folder, results, tables)
     print("pixels scored: " + ", ".join(f"{count:,} {kind}" for kind, count in results["pixels"].items()))
     if shown:
-        save_pictures(args.folder / "pictures.png", shown, names[0])
+        save_pictures(args.folder / "pictures.png", shown, StreetHazards.class_colours, names[0])
     return results
 
 
@@ -125,33 +115,6 @@ def figure_table(figures: dict[str, dict]) -> list[list]:
         ["score", *(f"{name} %" for name in FIGURES)],
         *([score, *(figure[name] for name in FIGURES)] for score, figure in figures.items()),
     ]
-
-
-def save_pictures(path: Path, shown: list[tuple], score_name: str) -> None:
-    colours = StreetHazards.class_colours
-    low, high = np.quantile(np.concatenate([scores.ravel() for *_, scores in shown]), HEAT_RANGE)
-    rows = [
-        (
-            (255 * image.transpose(1, 2, 0)).astype(np.uint8),
-            class_picture(labels, colours),
-            class_picture(prediction, colours),
-            heat_picture(scores, low, high),
-        )
-        for image, labels, prediction, scores in shown
-    ]
-    note = (
-        f"{score_name} score: black at {low:.2f} and below, pale yellow at {high:.2f} and above "
-        "(1 % and 99 % of the scores in these frames)"
-    )
-    save_grid(
-        path,
-        ("image", "truth", "closed-set prediction", f"{score_name} score"),
-        rows,
-        StreetHazards.class_names,
-        colours,
-        note,
-    )
-    print(f"pictures: {path}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,16 @@ from pathlib import Path
 import torch.nn.functional as F
 
 from data import StreetHazards
-from engine import choose_device, evaluated_frames, run_script, script_parser, write_results
+from engine import (
+    choose_device,
+    evaluated_frames,
+    evenly_spread,
+    picture_of,
+    run_script,
+    save_pictures,
+    script_parser,
+    write_results,
+)
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import has_dataset_head, ladder_densenet121, load_weights
@@ -32,8 +41,12 @@ def main(argv=None):
         help="(default: hybrid, or max_logit for closed-set weights)",
     )
     parser.add_argument(
-        "--folder", type=Path, default=Path("results", "evaluate_osr_sh"), help="where results.json and table.md go"
+        "--folder",
+        type=Path,
+        default=Path("results", "evaluate_osr_sh"),
+        help="where results.json, table.md and pictures go",
     )
+    parser.add_argument("--pictures", type=int, default=6, help="frames in pictures.png; 0: no picture (default 6)")
     args = parser.parse_args(argv)
     device = choose_device(args.device)
 
@@ -54,15 +67,18 @@ def main(argv=None):
         if calibrated[town] != calibrated[town]:
             raise ValueError(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
 
-    figures = {}
+    figures, shown = {}, []
     for town, dataset in towns.items():
         threshold = calibrated[TOWNS[town]]
         closed, opened = (ConfusionMatrix(StreetHazards.num_classes) for _ in range(2))
-        for frame in evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}"):
-            prediction = frame.class_logits.argmax(1)
+        drawn = evenly_spread(args.pictures // len(towns), len(dataset))
+        for number, frame in enumerate(evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}")):
+            prediction, scores = frame.class_logits.argmax(1), score(frame)
             closed.update(prediction, frame.labels)
-            prediction[score(frame) >= threshold] = StreetHazards.num_classes
+            prediction[scores >= threshold] = StreetHazards.num_classes
             opened.update(prediction, frame.labels)
+            if number in drawn:
+                shown.append(picture_of(frame, scores, prediction))
         figures[town] = town_figures(len(dataset), threshold, closed, opened)
     figures["total"] = total_figures(list(figures.values()))
 
@@ -86,6 +102,8 @@ def main(argv=None):
     )
     results = {"dataset": "street-hazards", "weights": args.model, "score": score_name, "tpr": args.tpr, **figures}
     write_results(args.folder, results, {title: rows})
+    if shown:
+        save_pictures(args.folder / "pictures.png", shown, StreetHazards.class_colours, score_name)
     return results
 
 

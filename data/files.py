@@ -108,13 +108,8 @@ def open_image(path: Path) -> Image.Image:
 
 def described(mode: str) -> str:
     """A Pillow mode in words."""
-    names = {
-        "L": "a greyscale image",
-        "LA": "a greyscale image",
-        "P": "a palette image",
-        "1": "a black-and-white image",
-    }
-    return f"{names.get(mode, 'an image')} (mode {mode})"
+    kind = {"L": "a greyscale", "LA": "a greyscale", "P": "a palette", "1": "a black-and-white"}.get(mode, "an")
+    return f"{kind} image (mode {mode})"
 
 
 def ranges(values: list[int]) -> str:

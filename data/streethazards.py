@@ -1,4 +1,4 @@
-"""StreetHazards (Hendrycks et al., CAOS benchmark): rendered streets, 12 known classes, unknown objects in the test towns."""
+"""StreetHazards (CAOS benchmark, Hendrycks et al.): rendered streets, unknown objects in the two test towns."""
 
 from pathlib import Path
 
@@ -25,11 +25,21 @@ class StreetHazards(Dataset):
     transform  of image and labels, for training
     """
 
-    class_names = ("background", "building", "fence", "person", "pole", "street lines", "road", "sidewalk",
-                   "vegetation", "car", "wall", "traffic sign")  # fmt: skip
-    num_classes = len(class_names)
-    class_colours = ((135, 180, 220), (110, 90, 90), (190, 153, 110), (220, 20, 60), (200, 200, 90), (250, 250, 250),
-                     (128, 64, 128), (244, 35, 232), (60, 140, 40), (0, 0, 160), (102, 102, 156), (220, 170, 0))  # fmt: skip
+    class_colours = {  # for pictures; in the order of the class ids
+        "background": (135, 180, 220),
+        "building": (110, 90, 90),
+        "fence": (190, 153, 110),
+        "person": (220, 20, 60),
+        "pole": (200, 200, 90),
+        "street lines": (250, 250, 250),
+        "road": (128, 64, 128),
+        "sidewalk": (244, 35, 232),
+        "vegetation": (60, 140, 40),
+        "car": (0, 0, 160),
+        "wall": (102, 102, 156),
+        "traffic sign": (220, 170, 0),
+    }
+    num_classes = len(class_colours)
     mean_colour = (84, 88, 95)  # of the training images, 0..255
     # Stored: 1 background, 2 building, 3 fence, 4 other, 5 pedestrian ... 13 traffic sign, 14 anomaly.
     table = label_table({1: 0, 2: 1, 3: 2, 4: IGNORE} | {stored: stored - 2 for stored in range(5, 14)} | {14: OUTLIER})

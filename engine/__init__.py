@@ -3,8 +3,8 @@
 The engine knows no model, data set or loss: the scripts introduce them.
 """
 
-from engine.evaluate import Frame, closed_set_figures, evaluated_frames, write_results
-from engine.pictures import class_picture, heat_picture, save_grid
+from engine.evaluate import Frame, closed_set_figures, evaluated_frames, picture_of, write_results
+from engine.pictures import evenly_spread, save_pictures
 from engine.recipe import ClosedSetRecipe, HybridRecipe
 from engine.run import Run, add_fixed_flags, argument_parser, choose_device, run_script, script_parser, start_run
 from engine.train import fit
@@ -17,13 +17,13 @@ __all__ = [
     "add_fixed_flags",
     "argument_parser",
     "choose_device",
-    "class_picture",
     "closed_set_figures",
     "evaluated_frames",
+    "evenly_spread",
     "fit",
-    "heat_picture",
+    "picture_of",
     "run_script",
-    "save_grid",
+    "save_pictures",
     "script_parser",
     "start_run",
     "write_results",

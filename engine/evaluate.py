@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from engine.checkpoint import write_whole
 from engine.loader import batches, evaluation_loader, to_device
+from engine.pictures import Picture
 from metrics import ConfusionMatrix
 
 
@@ -39,6 +40,13 @@ def evaluated_frames(
             class_logits, dataset_logits = output if isinstance(output, tuple) else (output, None)
             yield Frame(names[0], image, labels, class_logits, dataset_logits)
             bar.update()
+
+
+def picture_of(frame: Frame, scores: Tensor, open_prediction: Tensor | None = None) -> Picture:
+    """What a picture shows of a frame, off the device; scores and open_prediction (1, H, W)."""
+    prediction = frame.class_logits.argmax(1)
+    tensors = [frame.image, frame.labels, prediction, scores, open_prediction]
+    return Picture(*(tensor[0].cpu().numpy() for tensor in tensors if tensor is not None))
 
 
 def closed_set_figures(

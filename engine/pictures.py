@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from labels import IGNORE, OUTLIER
 
+Colours = dict[str, tuple[int, int, int]]  # of the classes by name, in the order of their ids
+
+HEAT_RANGE = (0.01, 0.99)  # the share of scores that is black, and that below pale yellow
 UNKNOWN_COLOUR = (0, 255, 255)
 IGNORE_COLOUR = (0, 0, 0)
 # From cold to hot; even in lightness, readable by the colour-blind (points of matplotlib's inferno).
@@ -27,10 +31,10 @@ HEAT = np.array(
 GAP, HEADER, LEGEND_LINE = 6, 26, 22
 
 
-def class_picture(labels: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
+def class_picture(labels: np.ndarray, colours: Colours) -> np.ndarray:
     """(H, W) of 0..K-1, K or OUTLIER (unknown), IGNORE -> (H, W, 3) uint8."""
     table = np.zeros((256, 3), np.uint8)
-    table[: len(colours)] = colours
+    table[: len(colours)] = list(colours.values())
     table[len(colours)] = table[OUTLIER] = UNKNOWN_COLOUR
     table[IGNORE] = IGNORE_COLOUR
     return table[labels]
@@ -42,12 +46,52 @@ def heat_picture(scores: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.stack([np.interp(place, range(len(HEAT)), HEAT[:, channel]) for channel in range(3)], -1).astype(np.uint8)
 
 
+class Picture(NamedTuple):
+    """What is drawn of one evaluated frame, (H, W) each but for the image."""
+
+    image: np.ndarray  # (3, H, W) in 0..1
+    labels: np.ndarray
+    prediction: np.ndarray  # 0..K-1
+    scores: np.ndarray
+    open_prediction: np.ndarray | None = None  # 0..K, K is unknown
+
+
+def evenly_spread(count: int, length: int) -> set[int]:
+    """Indices of `count` frames, or as many as there are, from the first to the last of `length`."""
+    return set(np.linspace(0, length - 1, min(count, length), dtype=int).tolist()) if count else set()
+
+
+def save_pictures(path: Path, pictures: Sequence[Picture], colours: Colours, score_name: str) -> None:
+    """A sheet with one frame a row: image, truth, prediction, heat map and, where there is one, open-set prediction."""
+    pooled = np.concatenate([picture.scores.ravel() for picture in pictures])
+    low, high = np.quantile(pooled, HEAT_RANGE)
+    columns = ["image", "truth", "closed-set prediction", f"{score_name} score"]
+    rows = []
+    for picture in pictures:
+        row = [
+            (255 * picture.image.transpose(1, 2, 0)).astype(np.uint8),
+            class_picture(picture.labels, colours),
+            class_picture(picture.prediction, colours),
+            heat_picture(picture.scores, low, high),
+        ]
+        if picture.open_prediction is not None:
+            row.append(class_picture(picture.open_prediction, colours))
+        rows.append(row)
+    if len(rows[0]) > len(columns):
+        columns.append("open-set prediction")
+    note = (
+        f"{score_name} score: black at {low:.2f} and below, pale yellow at {high:.2f} and above "
+        "(1 % and 99 % of the scores in these frames)"
+    )
+    save_grid(path, columns, rows, colours, note)
+    print(f"pictures: {path}")
+
+
 def save_grid(
     path: Path,
     columns: Sequence[str],
     rows: Sequence[Sequence[np.ndarray]],
-    class_names: Sequence[str],
-    colours: Sequence[tuple[int, int, int]],
+    colours: Colours,
     note: str = "",
     cell_width: int = 320,
 ) -> None:
@@ -55,7 +99,7 @@ def save_grid(
     font = ImageFont.load_default(14)
     heights = [max(round(picture.shape[0] * cell_width / picture.shape[1]) for picture in row) for row in rows]
     width = len(columns) * (cell_width + GAP) + GAP
-    legend = [*zip(class_names, colours, strict=True), ("unknown", UNKNOWN_COLOUR), ("ignored", IGNORE_COLOUR)]
+    legend = [*colours.items(), ("unknown", UNKNOWN_COLOUR), ("ignored", IGNORE_COLOUR)]
     places, legend_lines = lay_out([name for name, _ in legend], font, width)
     total = HEADER + sum(heights) + GAP * len(rows) + LEGEND_LINE * (legend_lines + bool(note)) + GAP
     sheet = Image.new("RGB", (width, total), "white")

@@ -65,7 +65,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def read_recipe(name: str, recipe_type: type, changed: dict, path: Path = RECIPES):
-    """A recipe from its block and the changed numbers, and the same as {"release": ..., "ours": ..., "changed": ...}."""
+    """A recipe from its block and the changed numbers, and the numbers by source: release, ours, changed."""
     blocks = yaml.safe_load(path.read_text())
     if name not in blocks:
         raise ValueError(f"{path} has no block {name}; it has {', '.join(blocks)}")

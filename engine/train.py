@@ -178,7 +178,8 @@ class RunLog:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if logged_step(line) <= steps_done]
             checkpoint.write_whole("".join(line + "\n" for line in kept).encode(), path)
-        self.file = open(path, "a", buffering=1)  # line by line, so that a killed run keeps its log
+        # Written line by line, so that a killed run keeps its log.
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115
         self.events = SummaryWriter(run.folder, purge_step=steps_done + 1)
 
     def step(self, epoch: int, step: int, lr: float, terms: dict[str, float]) -> None:
