@@ -5,6 +5,8 @@ stay uint8 until they are on the device. All randomness is drawn from torch's ge
 """
 
 from data.ade20k import ADE20K
+from data.cityscapes import Cityscapes
+from data.fishyscapes import FishyscapesStatic, LostAndFound
 from data.negatives import MaskedPatches, WithFixedNegatives, WithNegatives, draw_corner, paste
 from data.streethazards import StreetHazards
 from data.transforms import train_transform
@@ -14,6 +16,9 @@ __all__ = [
     "ADE20K",
     "IGNORE",
     "OUTLIER",
+    "Cityscapes",
+    "FishyscapesStatic",
+    "LostAndFound",
     "MaskedPatches",
     "StreetHazards",
     "WithFixedNegatives",

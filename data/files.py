@@ -9,40 +9,76 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.transforms import Transform
 
 UNKNOWN_VALUE = -1  # in a table of labels: a stored value that the data set does not have
 
 
+class LabelledImages(Dataset):
+    """Samples (image uint8 (3, H, W), labels uint8 (H, W), name) of pairs of files: what the data sets share.
+
+    A data set gives its `table` (see read_labels), its pairs, and `image_modes` where it takes other than RGB.
+    """
+
+    table: Tensor
+    image_modes = ("RGB", "RGBA")
+
+    def __init__(self, root: Path, pairs: list[tuple[Path, Path]], transform: Transform | None = None):
+        self.root, self.pairs, self.transform = root, pairs, transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
+        image_path, label_path = self.pairs[index]
+        image, labels = read_image(image_path, self.image_modes), read_labels(label_path, self.table)
+        if image.shape[1:] != labels.shape:
+            sizes = [f"{width}x{height}" for height, width in (image.shape[1:], labels.shape)]
+            raise ValueError(f"{image_path} is {sizes[0]} but its label map {label_path} is {sizes[1]}")
+        if self.transform:
+            image, labels = self.transform(image, labels)
+        return image, labels, image_path.relative_to(self.root).as_posix()
+
+
 def pair_files(
-    images_root: Path, labels_root: Path, hint: str, image_pattern: str = "*.png", label_suffix: str = ".png"
+    images_root: Path,
+    labels_root: Path,
+    hint: str,
+    image_pattern: str = "*.png",
+    label_suffix: str = ".png",
+    every_image: bool = True,
 ) -> list[tuple[Path, Path]]:
     """Sorted pairs (image, label) of all images below images_root.
 
     An image's label lies at the same relative path below labels_root, its ending (what follows the * of
     image_pattern) replaced by label_suffix.
 
-    hint    how the user names this folder, for the errors
-    raises  FileNotFoundError: no folder, no image, an image without label or a label without image
+    hint         how the user names this folder, for the errors
+    every_image  whether an image without a label is an error; else it is left out, as its data set means it
+    raises       FileNotFoundError: no folder, no image, an image without label or a label without image
     """
     for folder in (images_root, labels_root):
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}; {hint}")
     ending = image_pattern.removeprefix("*")
+    labels = set(labels_root.rglob("*" + label_suffix))
     pairs = []
     for image in sorted(images_root.rglob(image_pattern)):
         relative = image.relative_to(images_root)
-        pairs.append((image, labels_root / relative.parent / (relative.name.removesuffix(ending) + label_suffix)))
-    if not pairs:
-        raise FileNotFoundError(f"no {image_pattern} under {images_root}; {hint}")
-    labels = set(labels_root.rglob("*" + label_suffix))
-    for image, label in pairs:
-        if label not in labels:
+        label = labels_root / relative.parent / (relative.name.removesuffix(ending) + label_suffix)
+        if label in labels:
+            pairs.append((image, label))
+        elif every_image:
             raise FileNotFoundError(f"{image} has no label map: {label} is missing; add it or take the image out")
     alone = sorted(labels - {label for _, label in pairs})
     if alone:
         raise FileNotFoundError(
             f"{alone[0]} has no image under {images_root} ({len(alone)} such label maps); add it or take the map out"
         )
+    if not pairs:
+        raise FileNotFoundError(f"no {image_pattern} under {images_root}; {hint}")
     return pairs
 
 
@@ -78,12 +114,6 @@ def read_labels(path: Path, table: Tensor) -> Tensor:
         valid = (table != UNKNOWN_VALUE).nonzero().flatten().tolist()
         raise ValueError(f"{path} holds label value {wrong[0]}; this data set's values are {ranges(valid)}")
     return labels.to(torch.uint8)
-
-
-def check_same_size(image: Tensor, labels: Tensor, image_path: Path, label_path: Path) -> None:
-    if image.shape[-2:] != labels.shape[-2:]:
-        sizes = [f"{width}x{height}" for height, width in (image.shape[-2:], labels.shape[-2:])]
-        raise ValueError(f"{image_path} is {sizes[0]} but its label map {label_path} is {sizes[1]}")
 
 
 def label_table(known: dict[int, int]) -> Tensor:

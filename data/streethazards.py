@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from data.files import check_same_size, label_table, pair_files, read_image, read_labels
+from data.files import LabelledImages, label_table, pair_files
 from data.transforms import Transform
 from labels import IGNORE, OUTLIER
 
@@ -18,7 +15,7 @@ FOLDERS = {
 }
 
 
-class StreetHazards(Dataset):
+class StreetHazards(LabelledImages):
     """Samples (image uint8 (3, H, W), labels uint8 (H, W), name).
 
     split      training, validation, test (both test towns) or one of them: t5, t6
@@ -48,21 +45,10 @@ class StreetHazards(Dataset):
         if split not in FOLDERS:
             raise ValueError(f"StreetHazards has no split {split!r}; choose one of {', '.join(FOLDERS)}")
         part, folder = FOLDERS[split]
-        self.root = Path(root)
-        self.pairs = pair_files(
-            self.root / part / "images" / folder,
-            self.root / part / "annotations" / folder,
+        root = Path(root)
+        pairs = pair_files(
+            root / part / "images" / folder,
+            root / part / "annotations" / folder,
             hint="--dataroot is StreetHazards' folder, which holds train/ and test/",
         )
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
-        image_path, label_path = self.pairs[index]
-        image, labels = read_image(image_path), read_labels(label_path, self.table)
-        check_same_size(image, labels, image_path, label_path)
-        if self.transform:
-            image, labels = self.transform(image, labels)
-        return image, labels, str(image_path.relative_to(self.root))
+        super().__init__(root, pairs, transform)
