@@ -9,9 +9,8 @@ Numbers: recipes.yaml, block ldn_streethazards_finetune. Expected result: README
 import torch
 
 from data import ADE20K, MaskedPatches, StreetHazards, WithFixedNegatives, WithNegatives, paste, train_transform
-from engine import HybridRecipe, add_fixed_flags, argument_parser, evaluated_frames, fit, run_script, start_run
+from engine import HybridRecipe, add_fixed_flags, argument_parser, fit, hybrid_figures, run_script, start_run
 from losses import dense_hybrid_loss, hybrid_score
-from metrics import AnomalyMetrics, ConfusionMatrix
 from models import backbone_slower, ladder_densenet121, load_weights
 
 
@@ -46,13 +45,7 @@ def main(argv=None):
         )
 
     def validate(model):
-        """The hybrid score on the validation frames with a negative pasted in each, the same ones every time."""
-        anomaly, confusion = AnomalyMetrics(), ConfusionMatrix(StreetHazards.num_classes)
-        for frame in evaluated_frames(model, val_set, run.device, run.workers, "validating"):
-            anomaly.update(hybrid_score(frame.class_logits, frame.dataset_logits), frame.labels)
-            confusion.update(frame.class_logits.argmax(1), frame.labels)
-        figures = anomaly.compute()
-        return {"AP": figures["AP"], "FPR95": figures["FPR95"], "mIoU": confusion.miou()}
+        return hybrid_figures(model, val_set, hybrid_score, StreetHazards.num_classes, run.device, run.workers)
 
     state = {"model": model, "optimizer": optimizer}
     return fit(step, state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP")

@@ -15,23 +15,25 @@ class MaskedPatches(Dataset):
     """Square patches of a labelled data set with a mask of what is to be pasted.
 
     Samples (patch uint8 (3, S, S), mask bool (S, S), name). The image is resized to a short side of `resize`
-    pixels and a square of `size` pixels cut out at random. The mask is, every other time, a random rectangle,
-    else the union of two label ids of the patch drawn with replacement (the released code's rule).
+    pixels times a factor drawn from `scale`, and a square of `size` pixels cut out at random. The mask is, every
+    other time, a random rectangle, else the union of two label ids of the patch drawn with replacement (the
+    released code's rule).
     """
 
-    def __init__(self, dataset: Dataset, resize: int, size: int):
-        if not SMALLEST_SIDE < size <= resize:
+    def __init__(self, dataset: Dataset, resize: int, size: int, scale: tuple[float, float] = (1.0, 1.0)):
+        if not SMALLEST_SIDE < size <= resize * scale[0]:
             raise ValueError(
-                f"negative_size {size} must be over {SMALLEST_SIDE} and at most negative_resize {resize} pixels"
+                f"negative_size {size} must be over {SMALLEST_SIDE} and at most {resize * scale[0]:g} pixels, "
+                f"negative_resize {resize} times the least negative_scale {scale[0]}"
             )
-        self.dataset, self.resize, self.size = dataset, resize, size
+        self.dataset, self.resize, self.size, self.scale = dataset, resize, size, scale
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         image, ids, name = self.dataset[index]
-        factor = self.resize / min(image.shape[1:])
+        factor = torch.empty(()).uniform_(*self.scale).item() * self.resize / min(image.shape[1:])
         patch, ids = scaled_crop(image, ids, factor, self.size, self.dataset.mean_colour)
         mask = random_rectangle(self.size) if torch.rand(()) < 0.5 else two_ids(ids)
         return patch, mask & (ids != IGNORE), name

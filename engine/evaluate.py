@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from engine.checkpoint import write_whole
 from engine.loader import batches, evaluation_loader, to_device
 from engine.pictures import Picture
-from metrics import ConfusionMatrix
+from metrics import AnomalyMetrics, ConfusionMatrix
 
 
 class Frame(NamedTuple):
@@ -57,6 +57,23 @@ def closed_set_figures(
     for frame in evaluated_frames(model, dataset, device, workers, "validating"):
         confusion.update(frame.class_logits.argmax(1), frame.labels)
     return {"mIoU": confusion.miou()}
+
+
+def hybrid_figures(
+    model: nn.Module,
+    dataset: Dataset,
+    score: Callable[[Tensor, Tensor], Tensor],
+    num_classes: int,
+    device: torch.device,
+    workers: int = 0,
+) -> dict[str, float]:
+    """AP and FPR95 of score(class_logits, dataset_logits) over all pixels, and mIoU of the most probable class."""
+    anomaly, confusion = AnomalyMetrics(), ConfusionMatrix(num_classes)
+    for frame in evaluated_frames(model, dataset, device, workers, "validating"):
+        anomaly.update(score(frame.class_logits, frame.dataset_logits), frame.labels)
+        confusion.update(frame.class_logits.argmax(1), frame.labels)
+    figures = anomaly.compute()
+    return {"AP": figures["AP"], "FPR95": figures["FPR95"], "mIoU": confusion.miou()}
 
 
 def write_results(folder: Path, results: dict, tables: dict[str, list[list]]) -> None:

@@ -61,8 +61,13 @@ def evenly_spread(count: int, length: int) -> set[int]:
     return set(np.linspace(0, length - 1, min(count, length), dtype=int).tolist()) if count else set()
 
 
-def save_pictures(path: Path, pictures: Sequence[Picture], colours: Colours, score_name: str) -> None:
-    """A sheet with one frame a row: image, truth, prediction, heat map and, where there is one, open-set prediction."""
+def save_pictures(
+    path: Path, pictures: Sequence[Picture], colours: Colours, score_name: str, truth_colours: Colours | None = None
+) -> None:
+    """A sheet with one frame a row: image, truth, prediction, heat map and, where there is one, open-set prediction.
+
+    truth_colours  those of the truth, where its labels are not the predicted classes
+    """
     pooled = np.concatenate([picture.scores.ravel() for picture in pictures])
     low, high = np.quantile(pooled, HEAT_RANGE)
     columns = ["image", "truth", "closed-set prediction", f"{score_name} score"]
@@ -70,7 +75,7 @@ def save_pictures(path: Path, pictures: Sequence[Picture], colours: Colours, sco
     for picture in pictures:
         row = [
             (255 * picture.image.transpose(1, 2, 0)).astype(np.uint8),
-            class_picture(picture.labels, colours),
+            class_picture(picture.labels, truth_colours or colours),
             class_picture(picture.prediction, colours),
             heat_picture(picture.scores, low, high),
         ]
@@ -83,7 +88,7 @@ def save_pictures(path: Path, pictures: Sequence[Picture], colours: Colours, sco
         f"{score_name} score: black at {low:.2f} and below, pale yellow at {high:.2f} and above "
         "(1 % and 99 % of the scores in these frames)"
     )
-    save_grid(path, columns, rows, colours, note)
+    save_grid(path, columns, rows, colours | (truth_colours or {}), note)
     print(f"pictures: {path}")
 
 
