@@ -1,0 +1,73 @@
+"""What the dataset head costs: hybrid beside closed-set DeepLabV3+, forward passes in turns, in one run.
+
+    python benchmarks/dataset_head_cost.py [--height 256] [--width 512] [--pairs 20]
+
+A pair is one forward pass of each on the same image, which of them first alternating; the time ratio is the
+median of the pairs' ratios. One untimed pair goes before. The operations counted are those of the convolutions.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
+
+from models import deeplabv3plus
+
+NUM_CLASSES = 19  # Cityscapes
+
+
+def operations(model, image):
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops()
+
+
+def seconds(model, image):
+    start = time.perf_counter()
+    model(image)
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    hybrid, closed_set = (deeplabv3plus(NUM_CLASSES, hybrid).eval() for hybrid in (True, False))
+    shared = {key: value for key, value in hybrid.state_dict().items() if key in closed_set.state_dict()}
+    closed_set.load_state_dict(shared, assign=True)  # the very same tensors: the models differ in the head alone
+    image = torch.rand(1, 3, args.height, args.width)
+
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads", end="; ")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
+    print(f"DeepLabV3+, one {args.height}x{args.width} image, CPU, float32; {args.pairs} pairs\n")
+    sides = {"hybrid": hybrid, "closed-set": closed_set}
+    flops = {name: operations(model, image) for name, model in sides.items()}  # warms both up, too
+    times = {name: [] for name in sides}
+    for pair in range(args.pairs):
+        for name in sorted(sides, reverse=pair % 2 == 1):
+            times[name].append(seconds(sides[name], image))
+
+    for name, runs in times.items():
+        spread = f"({min(runs):.3f} to {max(runs):.3f})"
+        print(f"  {name:<12}{statistics.median(runs):8.3f} s {spread:<20}{flops[name] / 1e9:12.2f} GFLOPs")
+    ratios = [ours / theirs for ours, theirs in zip(times["hybrid"], times["closed-set"], strict=True)]
+    print(f"  FLOP ratio  {flops['hybrid'] / flops['closed-set']:8.6f}")
+    print(f"  time ratio  {statistics.median(ratios):8.4f}   median of pairs ({min(ratios):.4f} to {max(ratios):.4f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""DeepLabV3+ on WideResNet-38, closed-set or with a dataset head (DenseHybrid, ECCV 2022).
+
+Attribute names are those of the released checkpoints, so that released files load here and ours load there.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.ladder_densenet import NormReluConv
+from models.wide_resnet import WideResNet38
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in 0..1
+STD = (0.229, 0.224, 0.225)
+ATROUS_RATES = (12, 24, 36)
+
+
+def deeplabv3plus(num_classes: int, hybrid: bool = True) -> "DeepLabV3Plus":
+    """DeepLabV3+ with random weights; hybrid adds the dataset head `logits_ood`."""
+    return DeepLabV3Plus(num_classes, hybrid)
+
+
+def upsample(features: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=True)
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1) -> list[nn.Module]:
+    """A convolution that keeps height and width, BatchNorm, ReLU."""
+    padding = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+
+
+class AtrousSpatialPyramidPooling(nn.Module):
+    """(B, D, h, w) -> (B, 5 * width, h, w): the image's mean, a 1x1 and three dilated 3x3 convolutions."""
+
+    def __init__(self, in_channels: int, width: int = 256):
+        super().__init__()
+        levels = [conv_norm_relu(in_channels, width)]
+        levels += [conv_norm_relu(in_channels, width, 3, rate) for rate in ATROUS_RATES]
+        self.features = nn.ModuleList(nn.Sequential(*level) for level in levels)
+        self.img_conv = nn.Sequential(*conv_norm_relu(in_channels, width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        image = self.img_conv(features.mean((2, 3), keepdim=True)).expand(-1, -1, *features.shape[2:])
+        return torch.cat([image, *(level(features) for level in self.features)], dim=1)
+
+
+class DeepLabV3Plus(WideResNet38):
+    """(B, 3, H, W) RGB in 0..1 -> class logits (B, K, H, W) and, hybrid, dataset logits (B, 2, H, W).
+
+    Channel 0 of the dataset logits is inlier, channel 1 outlier. The trunk is inherited, not held, because the
+    released keys give it no prefix; only its pair of fine and coarse features and their widths are used here.
+    """
+
+    def __init__(self, num_classes: int, hybrid: bool, width: int = 256, fine_width: int = 48):
+        super().__init__()
+        self.aspp = AtrousSpatialPyramidPooling(self.coarse_width, width)
+        self.bot_fine = nn.Conv2d(self.fine_width, fine_width, 1, bias=False)  # bottlenecks, without norm or ReLU
+        self.bot_aspp = nn.Conv2d(5 * width, width, 1, bias=False)
+        self.final = nn.Sequential(
+            *conv_norm_relu(fine_width + width, width, 3),
+            *conv_norm_relu(width, width, 3),
+            nn.Conv2d(width, num_classes, 1, bias=False),
+        )
+        for module in self.final:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        if hybrid:
+            self.logits_ood = NormReluConv(fine_width + width, 2, bias=True)
+        self.hybrid = hybrid
+        # In no released file: not persistent, so that the keys stay the released ones.
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if len(images) < 2 and self.aspp.img_conv[1].training:
+            raise ValueError(
+                f"training DeepLabV3+ needs at least two images per process, got {len(images)}: BatchNorm after image "
+                "pooling has one value per image and channel. Raise --batch_size, or drop the last incomplete batch"
+            )
+        fine, coarse = super().forward((images - self.mean) / self.std)
+        fine = self.bot_fine(fine)
+        coarse = upsample(self.bot_aspp(self.aspp(coarse)), fine.shape[2:])
+        features = torch.cat([fine, coarse], dim=1)
+        size = images.shape[2:]
+        class_logits = upsample(self.final(features), size)
+        if not self.hybrid:
+            return class_logits
+        return class_logits, upsample(self.logits_ood(features), size)
