@@ -9,7 +9,6 @@ from data.files import LabelledImages, label_table, pair_files, read_labels
 from labels import IGNORE, OUTLIER
 
 STORED = label_table({value: value for value in (0, 1, 2, 255)})  # Lost & Found's values as they are
-INLIER_COLOURS = {"known": (90, 90, 90)}  # for pictures of the truth, which says no more of an inlier
 
 
 class LostAndFound(LabelledImages):

@@ -55,6 +55,8 @@ def anomaly_score(name: str, class_logits: Tensor, dataset_logits: Tensor | None
     """A score by its name, a key of CLASS_SCORES or, where there are dataset logits, of DATASET_SCORES."""
     if name in CLASS_SCORES:
         return CLASS_SCORES[name](class_logits)
+    if name not in DATASET_SCORES:
+        raise ValueError(f"no score {name!r}; choose one of {', '.join(CLASS_SCORES | DATASET_SCORES)}")
     if dataset_logits is None:
         raise ValueError(
             f"the {name} score needs a dataset head, which this model does not have; "

@@ -1,0 +1,799 @@
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import Dataset
+
+from data import (
+    ADE20K,
+    MaskedPatches,
+    StreetHazards,
+    WithFixedNegatives,
+    WithNegatives,
+    draw_corner,
+    paste,
+    train_transform,
+)
+from data.negatives import random_rectangle, two_ids
+from data.transforms import scaled_crop
+from labels import IGNORE, OUTLIER
+
+MEAN = (84, 88, 95)
+
+
+def write(path, array, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(array))
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def street_files(root, split="training", name="t1/000.png", image=None, stored=None):
+    """One frame in StreetHazards' layout: the paths of image and label map"""
+    part = "test" if split == "test" else "train"
+    return (write(root / part / "images" / split / name, noise(4, 6) if image is None else image),
+            write(root / part / "annotations" / split / name,
+                  np.full((4, 6), 2, np.uint8) if stored is None else stored))  # fmt: skip
+
+
+def photograph_files(root, name="a", image=None, ids=None, mode=None):
+    """One photograph in ADE20K's layout"""
+    return (write(root / f"images/training/{name}.jpg", noise(40, 40) if image is None else image, mode),
+            write(root / f"annotations/training/{name}.png", np.zeros((40, 40), np.uint8) if ids is None else ids))
+
+
+class Pictures(Dataset):
+    """Samples held in memory"""
+
+    mean_colour = (107, 117, 120)
+
+    def __init__(self, *samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return *self.samples[index], f"picture {index}"
+
+
+def told_by(error, dataset, index=0):
+    """What the data set says of a sample that cannot be had"""
+    with pytest.raises(error) as raised:
+        dataset[index]
+    return str(raised.value)
+
+
+# StreetHazards: folders and labels
+
+
+STORED = {1: 0, 2: 1, 3: 2, 4: IGNORE, 5: 3, 6: 4, 7: 5, 8: 6, 9: 7, 10: 8, 11: 9, 12: 10, 13: 11, 14: OUTLIER}
+
+
+def test_stored_values_become_the_known_classes_outlier_and_ignore(tmp_path):
+    stored = np.array([list(STORED)], np.uint8)
+    street_files(tmp_path, image=noise(1, 14), stored=stored)
+    image, labels, name = StreetHazards(tmp_path, "training")[0]
+    assert labels.tolist() == [list(STORED.values())]
+    assert labels.dtype == image.dtype == torch.uint8
+    assert name == "train/images/training/t1/000.png"
+    assert StreetHazards.num_classes == len(set(STORED.values()) - {OUTLIER, IGNORE}) == 12
+    assert list(StreetHazards.class_colours) == ["background", "building", "fence", "person", "pole", "street lines",
+                                                 "road", "sidewalk", "vegetation", "car", "wall", "traffic sign"]
+
+
+@pytest.mark.parametrize("value", [0, 15, 254, 255])
+def test_a_value_that_street_hazards_does_not_have_is_refused(value, tmp_path):
+    stored = np.full((4, 6), 2, np.uint8)
+    stored[3, 5] = value
+    _, label_path = street_files(tmp_path, stored=stored)
+    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    assert f"{label_path} holds label value {value}; this data set's values are 1-14" in told
+
+
+def test_a_pixel_is_rgb_and_at_its_place(tmp_path):
+    image = noise(4, 6)
+    street_files(tmp_path, image=image)
+    taken, _, _ = StreetHazards(tmp_path, "training")[0]
+    assert taken.shape == (3, 4, 6)
+    assert all(taken[:, row, column].tolist() == image[row, column].tolist() for row in range(4) for column in range(6))
+
+
+def test_an_alpha_channel_is_dropped_and_not_blended(tmp_path):
+    image = np.dstack([noise(4, 6), np.arange(24, dtype=np.uint8).reshape(4, 6)])  # 0 is fully transparent
+    street_files(tmp_path, image=image)
+    assert StreetHazards(tmp_path, "training")[0][0].permute(1, 2, 0).tolist() == image[..., :3].tolist()
+
+
+def test_a_label_map_of_sixteen_bits_is_read_by_value(tmp_path):
+    stored = np.full((4, 6), 14, np.uint16)
+    _, label_path = street_files(tmp_path, stored=stored)
+    assert Image.open(label_path).mode == "I;16"
+    assert StreetHazards(tmp_path, "training")[0][1].unique().tolist() == [OUTLIER]
+    stored[0, 0] = 256 + 14
+    write(label_path, stored)
+    assert "holds label value 270" in told_by(ValueError, StreetHazards(tmp_path, "training"))
+
+
+def test_a_coloured_label_map_is_read_by_index(tmp_path):
+    _, label_path = street_files(tmp_path)
+    palette = Image.fromarray(np.full((4, 6), 13, np.uint8))
+    palette.putpalette([1, 2, 3] * 256)
+    palette.save(label_path)
+    assert Image.open(label_path).mode == "P"
+    assert StreetHazards(tmp_path, "training")[0][1].unique().tolist() == [11]
+
+
+@pytest.fixture
+def towns(tmp_path):
+    for split, name in (("training", "t1/b"), ("training", "t2/a"), ("training", "t1/a"), ("validation", "t3/9"),
+                        ("test", "t6/1"), ("test", "t5/2"), ("test", "t5/1")):  # fmt: skip
+        street_files(tmp_path, split, f"{name}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("split, names", [
+    ("training", ["t1/a", "t1/b", "t2/a"]), ("validation", ["t3/9"]), ("test", ["t5/1", "t5/2", "t6/1"]),
+    ("t5", ["t5/1", "t5/2"]), ("t6", ["t6/1"]),
+])  # fmt: skip
+def test_a_split_holds_its_own_towns_in_sorted_order(split, names, towns):
+    frames = StreetHazards(towns, split)
+    assert len(frames) == len(names)
+    where = f"train/images/{split}" if split in ("training", "validation") else "test/images/test"
+    assert [name for _, _, name in frames] == [f"{where}/{name}.png" for name in names]
+
+
+def test_a_split_that_is_none_is_refused(towns):
+    with pytest.raises(ValueError, match="no split 'train'; choose one of training, validation, test, t5, t6"):
+        StreetHazards(towns, "train")
+
+
+@pytest.mark.parametrize("folder", ["images", "images/annotations", "t5/ood", "a t5.png", "train/images/t6/test"])
+def test_the_folders_above_may_have_any_name(folder, tmp_path):
+    root = tmp_path / folder
+    for town, value in (("t5", 1), ("t6", 14)):
+        street_files(root, "test", f"{town}/images_t6.png", stored=np.full((4, 6), value, np.uint8))
+    for town, label in (("t5", 0), ("t6", OUTLIER)):
+        (_, labels, name), = StreetHazards(root, town)
+        assert name == f"test/images/test/{town}/images_t6.png"
+        assert labels.unique().tolist() == [label]
+
+
+def test_a_missing_folder_is_named_with_the_flag(tmp_path):
+    for split, folder in (("training", "train/images/training"), ("t5", "test/images/test/t5")):
+        with pytest.raises(FileNotFoundError) as error:
+            StreetHazards(tmp_path, split)
+        assert f"no folder {tmp_path / folder}; --dataroot is StreetHazards' folder" in str(error.value)
+    (tmp_path / "train/images/training").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError) as error:
+        StreetHazards(str(tmp_path), "training")
+    assert f"no folder {tmp_path / 'train/annotations/training'}; --dataroot" in str(error.value)
+
+
+def test_a_data_set_without_images_is_refused(tmp_path):
+    image_path, label_path = street_files(tmp_path)
+    image_path.unlink()
+    label_path.unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        StreetHazards(tmp_path, "training")
+    assert f"no *.png under {tmp_path / 'train/images/training'}; --dataroot" in str(error.value)
+
+
+def test_an_image_without_label_map_is_named(towns):
+    lost = towns / "train/annotations/training/t1/b.png"
+    lost.unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        StreetHazards(towns, "training")
+    image = towns / "train/images/training/t1/b.png"
+    assert f"{image} has no label map: {lost} is missing; add it or take the image out" in str(error.value)
+
+
+def test_a_label_map_without_image_is_named(towns):
+    (towns / "train/images/training/t1/b.png").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        StreetHazards(towns, "training")
+    told = str(error.value)
+    assert told.startswith(f"{towns / 'train/annotations/training/t1/b.png'} has no image under")
+    assert "add it or take the map out" in told
+
+
+def test_image_and_label_map_of_two_sizes_are_named(tmp_path):
+    image_path, label_path = street_files(tmp_path, stored=np.full((6, 4), 2, np.uint8))
+    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    assert f"{image_path} is 6x4 but its label map {label_path} is 4x6" in told
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["image", "label map"])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.8])
+def test_a_truncated_file_is_named_wherever_it_is_cut(which, share, tmp_path):
+    stored = np.random.default_rng(0).integers(1, 15, (40, 60), dtype=np.uint8)
+    path = street_files(tmp_path, image=noise(40, 60), stored=stored)[which]
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    assert f"{path} cannot be read as an image" in told
+    assert "fetch or write it again" in told
+
+
+def test_a_file_that_went_away_is_named(tmp_path):
+    image_path, _ = street_files(tmp_path)
+    frames = StreetHazards(tmp_path, "training")
+    image_path.unlink()
+    assert f"{image_path} is gone" in told_by(FileNotFoundError, frames)
+
+
+@pytest.mark.parametrize("mode, words", [("L", "a greyscale image"), ("LA", "a greyscale image"),
+                                         ("P", "a palette image"), ("1", "a black-and-white image")])  # fmt: skip
+def test_an_image_that_may_be_a_label_map_is_refused(mode, words, tmp_path):
+    image_path, _ = street_files(tmp_path)
+    write(image_path, noise(4, 6), mode)
+    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    assert f"{image_path} is stored as {words} (mode {mode}); expected RGB or RGBA" in told
+    assert "convert it, or check that no label map lies among the images" in told
+
+
+def test_an_rgb_label_map_is_refused(tmp_path):
+    _, label_path = street_files(tmp_path, stored=noise(4, 6))
+    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    assert f"{label_path} is stored as an image (mode RGB); a label map has one value per pixel" in told
+
+
+# ADE20K
+
+
+def test_every_ade20k_id_is_its_own_label(tmp_path):
+    ids = np.arange(151, dtype=np.uint8)[None]
+    photograph_files(tmp_path, "ADE_train_1", noise(1, 151), ids)
+    image, labels, name = ADE20K(tmp_path)[0]
+    assert labels.tolist() == ids.tolist()
+    assert image.shape == (3, 1, 151)
+    assert name == "images/training/ADE_train_1.jpg"
+
+
+def test_ade20k_id_151_is_refused(tmp_path):
+    _, label_path = photograph_files(tmp_path, ids=np.full((40, 40), 151, np.uint8))
+    told = told_by(ValueError, ADE20K(tmp_path))
+    assert f"{label_path} holds label value 151; this data set's values are 0-150" in told
+
+
+def test_a_grey_photograph_is_taken_with_three_equal_channels(tmp_path):
+    photograph_files(tmp_path, mode="L")
+    image, _, _ = ADE20K(tmp_path)[0]
+    assert image.shape == (3, 40, 40)
+    assert image[0].equal(image[1])
+    assert image[0].equal(image[2])
+    assert image.unique().numel() > 100
+
+
+def test_a_missing_ade20k_folder_is_named_with_the_flag(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        ADE20K(tmp_path)
+    folder = tmp_path / "images" / "training"
+    assert f"no folder {folder}; --neg_dataroot is the folder ADEChallengeData2016" in str(error.value)
+
+
+# The drawn world is read by the same data sets
+
+
+def test_the_drawn_world_is_read_as_the_real_one(street_hazards, ade20k):
+    for split, outliers in (("training", False), ("validation", False), ("t5", True), ("t6", True)):
+        for image, labels, _ in StreetHazards(street_hazards, split):
+            assert image.shape[1:] == labels.shape
+            assert (labels == OUTLIER).any() == outliers
+    patch, mask, _ = MaskedPatches(ADE20K(ade20k), 48, 32)[1]
+    assert patch.shape == (3, 32, 32)
+    assert mask.shape == (32, 32)
+
+
+# Crops. In a ramp the image's red and the label are the column, and green is the row.
+
+
+def ramp(height, width):
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = torch.stack([columns, rows, torch.full_like(rows, 77)]).to(torch.uint8)
+    return image, columns.to(torch.uint8)
+
+
+def smooth_noise(height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, height // 16 + 1, width // 16 + 1, generator=generator)
+    image = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)[0]
+    return (255 * image).to(torch.uint8), (255 * image[0]).to(torch.uint8) // 40
+
+
+def nearest_place(whole, part, margin):
+    """The smallest mean absolute difference of the part's interior from any place of the whole"""
+    size = part.shape[-1] - 2 * margin
+    part = part[..., margin : margin + size, margin : margin + size].float()
+    places = whole.float().unfold(1, size, 1).unfold(2, size, 1)  # (C, rows, columns, size, size)
+    return min((row - part[:, None]).abs().mean((0, 2, 3)).min().item() for row in places.unbind(1))
+
+
+def test_a_crop_at_factor_one_is_cut_out_exactly():
+    torch.manual_seed(0)
+    image, labels = smooth_noise(50, 70)
+    for _ in range(20):
+        crop, crop_labels = scaled_crop(image, labels, 1.0, 32, MEAN)
+        both = torch.cat([image, labels[None]]), torch.cat([crop, crop_labels[None]])
+        assert nearest_place(*both, margin=0) == 0
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.3, 2.0])
+def test_a_scaled_crop_is_a_part_of_the_resized_image(factor):
+    torch.manual_seed(0)
+    image, labels = smooth_noise(96, 120)
+    size = (round(96 * factor), round(120 * factor))
+    whole = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0]
+    for _ in range(4):
+        crop, crop_labels = scaled_crop(image, labels, factor, 32, MEAN)
+        assert crop.shape == (3, 32, 32)
+        assert crop_labels.shape == (32, 32)
+        assert nearest_place(whole, crop, margin=4) < 3 / factor  # of 255: the place is rounded to source pixels
+    strange, _ = smooth_noise(96, 120, seed=1)
+    other = scaled_crop(image, labels, 1.4 * factor, 32, MEAN)[0], scaled_crop(strange, labels, factor, 32, MEAN)[0]
+    assert all(nearest_place(whole, crop, margin=4) > 6 / factor for crop in other)  # another factor, another image
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 2.0)])
+def test_image_and_labels_stay_aligned(scale):
+    torch.manual_seed(0)
+    image, labels = ramp(120, 200)
+    transform = train_transform(48, scale, MEAN)
+    for _ in range(50):
+        crop, crop_labels = transform(image, labels)
+        difference = (crop[0].int() - crop_labels.int()).abs()
+        assert difference.max() <= (0 if scale == (1.0, 1.0) else 2)  # source pixels: nearest against bilinear
+        assert (crop[2] == 77).all()
+
+
+def test_labels_are_never_mixed():
+    torch.manual_seed(0)
+    image, _ = ramp(60, 80)
+    labels = torch.tensor([0, 11, IGNORE, OUTLIER], dtype=torch.uint8)[torch.randint(4, (60, 80))]
+    transform = train_transform(32, (0.55, 2.0), MEAN)
+    assert all(set(transform(image, labels)[1].unique().tolist()) == {0, 11, IGNORE, OUTLIER} for _ in range(20))
+
+
+@pytest.mark.parametrize(
+    "height, width, factor", [(20, 60, 1.0), (60, 20, 1.0), (20, 30, 1.0), (40, 40, 0.5), (1, 1, 1.0)]
+)
+def test_what_lies_beyond_the_image_is_exactly_mean_colour_and_ignore(height, width, factor):
+    torch.manual_seed(0)
+    image, labels = torch.full((3, height, width), 200, dtype=torch.uint8), torch.full((height, width), 7).byte()
+    for _ in range(10):
+        crop, crop_labels = scaled_crop(image, labels, factor, 32, MEAN)
+        beyond = crop_labels == IGNORE
+        assert (crop_labels[~beyond] == 7).all()
+        assert (crop[:, ~beyond] == 200).all()
+        assert (crop[:, beyond] == torch.tensor(MEAN)[:, None]).all()
+        shown = [min(32, round(side * factor)) for side in (height, width)]
+        assert [(~beyond).any(axis).sum().item() for axis in (1, 0)] == shown
+        assert (~beyond).sum() == shown[0] * shown[1]
+
+
+def test_a_small_image_is_whole_and_unchanged_anywhere_in_its_crop():
+    torch.manual_seed(0)
+    image, labels = ramp(6, 7)
+    corners = Counter()
+    for _ in range(800):
+        crop, crop_labels = scaled_crop(image, labels, 1.0, 10, MEAN)
+        row, column = (crop_labels != IGNORE).nonzero()[0].tolist()
+        assert crop[:, row : row + 6, column : column + 7].equal(image)
+        assert crop_labels[row : row + 6, column : column + 7].equal(labels)
+        corners[row, column] += 1
+    assert len(corners) == 5 * 4
+    assert all(abs(count - 40) < 5 * 40**0.5 for count in corners.values())
+
+
+def test_crops_fall_uniformly_on_the_image_up_to_its_corners():
+    torch.manual_seed(0)
+    image, labels = ramp(12, 15)
+    corners = Counter()
+    for _ in range(3500):
+        crop, _ = scaled_crop(image, labels, 1.0, 8, MEAN)
+        corners[int(crop[1, 0, 0]), int(crop[0, 0, 0])] += 1
+    assert corners.keys() == {(row, column) for row in range(5) for column in range(8)}
+    expected = 3500 / 40
+    assert sum((count - expected) ** 2 / expected for count in corners.values()) < 72.1  # chi-square, 39 dof, p = 0.001
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_scaled_crops_reach_all_borders(factor):
+    torch.manual_seed(0)
+    image, labels = ramp(24, 30)
+    crops = torch.stack([scaled_crop(image, labels, factor, 10, MEAN)[0] for _ in range(400)])
+    reached = [(int(crops[:, channel].min()), int(crops[:, channel].max())) for channel in (1, 0)]
+    # at 0.5 a pixel at the border is the mean of the last two
+    assert reached == ([(0, 23), (0, 29)] if factor == 2 else [(1, 22), (1, 28)])
+
+
+def test_every_other_crop_is_flipped_image_and_labels_alike():
+    torch.manual_seed(0)
+    image, labels = ramp(16, 16)
+    flips = 0
+    for _ in range(600):
+        crop, crop_labels = train_transform(16, (1.0, 1.0), MEAN)(image, labels)
+        flipped = bool(crop[0, 0, 0] == 15)
+        assert crop.equal(image.flip(-1) if flipped else image)
+        assert crop_labels.equal(labels.flip(-1) if flipped else labels)
+        flips += flipped
+    assert abs(flips - 300) < 50  # four deviations
+
+
+def test_the_scale_is_drawn_uniformly_from_its_range():
+    torch.manual_seed(0)
+    image, labels = ramp(80, 200)
+    factors = []
+    for _ in range(400):
+        _, crop_labels = train_transform(240, (0.5, 2.0), MEAN)(image, labels)
+        factors.append(int((crop_labels != IGNORE).any(1).sum()) / 80)
+    assert min(factors) == pytest.approx(0.5, abs=0.03)
+    assert max(factors) == pytest.approx(2.0, abs=0.03)
+    assert np.median(factors) == pytest.approx(1.25, abs=0.12)
+
+
+def test_draws_are_a_function_of_torchs_seed():
+    image, labels = smooth_noise(60, 80)
+    negatives = MaskedPatches(Pictures((image, labels)), 40, 32)
+    samples = WithNegatives(Pictures((image, labels)), negatives)
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        return [*train_transform(32, (0.5, 2.0), MEAN)(image, labels), *samples[0][2:5]]
+
+    assert all(a.equal(b) for a, b in zip(draw(1), draw(1), strict=True))
+    assert len({draw(seed)[0].numpy().tobytes() for seed in range(10)}) == 10
+    assert len({draw(seed)[2].numpy().tobytes() for seed in range(10)}) == 10
+
+
+def test_a_transform_is_applied_to_image_and_labels(tmp_path):
+    image, labels = ramp(40, 60)
+    street_files(tmp_path, image=image.permute(1, 2, 0).numpy(), stored=(labels % 13 + 1).numpy())
+    crop, crop_labels, _ = StreetHazards(tmp_path, "training", train_transform(24, (1.0, 1.0), MEAN))[0]
+    assert crop_labels.tolist() == [[STORED[value % 13 + 1] for value in row] for row in crop[0].tolist()]
+
+
+# Pasting
+
+
+def paste_slowly(images, labels, patches, masks, corners):
+    images, labels = images.clone(), labels.clone()
+    for number, (row, column) in enumerate(corners.tolist()):
+        for y, x in masks[number].nonzero().tolist():
+            images[number, :, row + y, column + x] = patches[number, :, y, x]
+            labels[number, row + y, column + x] = OUTLIER
+    return images, labels
+
+
+def a_paste(seed=0, dtype=torch.float64):
+    """Four images and patches, one corner at each corner of the image, and masks with holes"""
+    generator = torch.Generator().manual_seed(seed)
+    images, patches = (torch.rand(4, 3, *size, generator=generator, dtype=dtype) for size in ((9, 11), (4, 5)))
+    labels = torch.randint(12, (4, 9, 11), generator=generator)
+    labels[:, 4] = IGNORE
+    masks = torch.rand(4, 4, 5, generator=generator) < 0.6
+    corners = torch.tensor([[0, 0], [0, 6], [5, 0], [5, 6]])
+    return images, labels, patches, masks, corners
+
+
+def test_exactly_the_masked_pixels_are_pasted_and_become_outliers():
+    parts = a_paste()
+    images, labels = paste(*parts)
+    expected_images, expected_labels = paste_slowly(*parts)
+    assert images.equal(expected_images)
+    assert labels.equal(expected_labels)
+    assert (labels == OUTLIER).sum() == parts[3].sum()
+
+
+def test_pasting_is_the_same_for_uint8():
+    images, labels, patches, *place = a_paste()
+    bytes_of = [(255 * tensor).to(torch.uint8) for tensor in (images, patches)]
+    for ours, theirs in zip(paste(bytes_of[0], labels.byte(), bytes_of[1], *place),
+                            paste_slowly(bytes_of[0], labels.byte(), bytes_of[1], *place), strict=True):  # fmt: skip
+        assert ours.equal(theirs)
+        assert ours.dtype == torch.uint8
+
+
+def test_pasting_changes_nothing_in_place():
+    parts = a_paste()
+    before = [tensor.clone() for tensor in parts]
+    images, labels = paste(*parts)
+    images.zero_()
+    labels.zero_()
+    assert all(tensor.equal(original) for tensor, original in zip(parts, before, strict=True))
+
+
+def test_an_empty_mask_pastes_nothing():
+    images, labels, patches, masks, corners = a_paste()
+    same_images, same_labels = paste(images, labels, patches, torch.zeros_like(masks), corners)
+    assert same_images.equal(images)
+    assert same_labels.equal(labels)
+
+
+def test_a_patch_of_the_images_size_covers_it():
+    images, labels, *_ = a_paste()
+    covered, outliers = paste(images, labels, 1 - images, torch.ones(4, 9, 11).bool(), torch.zeros(4, 2).long())
+    assert covered.equal(1 - images)
+    assert (outliers == OUTLIER).all()
+
+
+def test_a_patch_beyond_the_image_is_a_programming_mistake():
+    images, labels, patches, masks, _ = a_paste()
+    for row, column in ((-1, 0), (0, -1), (6, 0), (0, 7)):
+        with pytest.raises(AssertionError, match="leaves the image"):
+            paste(images, labels, patches, masks, torch.tensor([[0, 0]] * 3 + [[row, column]]))
+
+
+def test_gradients_flow_to_images_and_patches_where_each_is_seen():
+    images, labels, patches, masks, corners = a_paste()
+    images.requires_grad_()
+    patches.requires_grad_()
+    weights = torch.rand_like(images)
+    (paste(images, labels, patches, masks, corners)[0] * weights).sum().backward()
+    where = paste_slowly(torch.zeros(4, 3, 9, 11), labels, torch.ones(4, 3, 4, 5), masks, corners)[0].bool()
+    assert images.grad.equal(weights.masked_fill(where, 0))
+    for number, (row, column) in enumerate(corners.tolist()):
+        seen = weights[number, :, row : row + 4, column : column + 5] * masks[number]
+        assert patches.grad[number].equal(seen)
+
+
+def test_corners_are_uniform_over_the_places_where_a_patch_fits():
+    torch.manual_seed(0)
+    corners = Counter(tuple(draw_corner((7, 9), (4, 6)).tolist()) for _ in range(1600))
+    assert corners.keys() == {(row, column) for row in range(4) for column in range(4)}
+    assert all(abs(count - 100) < 45 for count in corners.values())
+    assert draw_corner((7, 9), (7, 9)).tolist() == [0, 0]
+    assert draw_corner((7, 9), (4, 6)).dtype == torch.int64
+
+
+@pytest.mark.parametrize("patch", [(8, 4), (4, 10), (8, 10)])
+def test_a_patch_larger_than_the_image_is_refused(patch):
+    with pytest.raises(ValueError, match=f"patch of {patch[1]}x{patch[0]} pixels is larger than the image of 9x7"):
+        draw_corner((7, 9), patch)
+
+
+# Masks of negatives
+
+
+def rectangle_of(mask):
+    """((top, left), (height, width)) of the mask's bounding box"""
+    rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
+    return (rows[0], columns[0]), (rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1)
+
+
+def test_random_rectangles_are_solid_with_sides_16_24_and_so_on_below_the_patchs():
+    torch.manual_seed(0)
+    sides, corners, square = (Counter(), Counter()), set(), 0
+    for _ in range(900):
+        mask = random_rectangle(40)
+        assert mask.shape == (40, 40)
+        (top, left), (height, width) = rectangle_of(mask)
+        assert mask.sum() == height * width
+        sides[0][height] += 1
+        sides[1][width] += 1
+        square += height == width
+        corners |= {(top == 0, left == 0, top + height == 40, left + width == 40)}
+    for side in sides:
+        assert side.keys() == {16, 24, 32}  # 40 itself is not below 40
+        assert all(abs(count - 300) < 60 for count in side.values())
+    assert abs(square - 300) < 60  # height and width are drawn independently
+    assert {(True, True, False, False), (False, False, True, True)} <= corners
+    assert {(True, False, False, True), (False, True, True, False)} <= corners
+
+
+def test_a_mask_is_the_union_of_two_ids_and_sometimes_of_one():
+    torch.manual_seed(0)
+    ids = torch.randint(4, (12, 12), dtype=torch.uint8) * 50  # 0 is an id like any other
+    found = Counter()
+    for _ in range(800):
+        mask = two_ids(ids)
+        inside, outside = set(ids[mask].tolist()), set(ids[~mask].tolist())
+        assert not inside & outside
+        found[tuple(sorted(inside))] += 1
+    assert len(found) == 4 + 6
+    for chosen, count in found.items():  # with replacement: a pair has two orders
+        assert abs(count - (50 if len(chosen) == 1 else 100)) < 45, chosen
+
+
+def test_a_patch_of_one_id_is_pasted_whole():
+    assert two_ids(torch.full((4, 4), 9, dtype=torch.uint8)).all()
+
+
+def test_every_other_mask_is_a_rectangle():
+    torch.manual_seed(0)
+    checkers = (torch.arange(24)[:, None] + torch.arange(24)) % 2
+    negatives = MaskedPatches(Pictures((torch.zeros(3, 24, 24, dtype=torch.uint8), checkers.byte())), 24, 24)
+    rectangles = 0
+    for _ in range(600):
+        _, mask, _ = negatives[0]
+        of_ids = any(mask.equal(union) for union in (checkers == 0, checkers == 1, checkers >= 0))
+        (_, sides) = rectangle_of(mask)
+        rectangles += not of_ids
+        assert of_ids or sides == (16, 16)
+    assert abs(rectangles - 300) < 50
+
+
+@pytest.mark.parametrize("resize, size", [(64, 16), (64, 8), (32, 33), (16, 24)])
+def test_a_patch_size_that_cannot_be_is_refused(resize, size):
+    with pytest.raises(ValueError, match=f"negative_size {size} must be over 16 and at most {resize} pixels"):
+        MaskedPatches(Pictures(), resize, size)
+
+
+def test_a_drawn_scale_makes_patches_of_half_to_twice_the_size():
+    torch.manual_seed(0)
+    negatives = MaskedPatches(Pictures(ramp(120, 160)), 60, 30, scale=(0.5, 2.0))
+    shown = [int(patch[1].max()) - int(patch[1].min()) + 1 for patch, _, _ in (negatives[0] for _ in range(300))]
+    assert min(shown) == pytest.approx(30, abs=2)  # rows of the picture, at twice the size of 60
+    assert max(shown) == pytest.approx(120, abs=6)  # at half of it; a border pixel is a mean of several rows
+    with pytest.raises(ValueError, match=r"at most 30 pixels, negative_resize 60 times the least negative_scale 0\.5"):
+        MaskedPatches(Pictures(), 60, 31, scale=(0.5, 2.0))
+
+
+@pytest.mark.parametrize("resize, size", [(17, 17), (24, 24), (64, 17)])
+def test_the_smallest_and_the_largest_patch_work(resize, size):
+    torch.manual_seed(0)
+    image, ids = smooth_noise(48, 60)
+    negatives = MaskedPatches(Pictures((image, ids)), resize, size)
+    for _ in range(20):
+        patch, mask, _ = negatives[0]
+        assert patch.shape == (3, size, size)
+        assert patch.dtype == torch.uint8
+        assert mask.shape == (size, size)
+        assert mask.dtype == torch.bool
+
+
+@pytest.mark.parametrize("height, width", [(40, 100), (100, 40), (37, 53), (333, 500), (16, 16)])
+def test_a_patch_never_shows_beyond_its_picture(height, width):
+    torch.manual_seed(0)
+    image, ids = torch.full((3, height, width), 200, dtype=torch.uint8), torch.zeros(height, width, dtype=torch.uint8)
+    negatives = MaskedPatches(Pictures((image, ids)), 48, 48)
+    assert all((negatives[0][0] == 200).all() for _ in range(5))  # the short side is the patch's
+
+
+def test_the_short_side_is_resized():
+    torch.manual_seed(0)
+    image, ids = ramp(40, 200)
+    patches = [MaskedPatches(Pictures((image, ids)), 80, 80)[0][0] for _ in range(20)]
+    for patch in patches:  # twice as large: all 40 rows and 40 of the columns are seen
+        assert patch[1].min() == 0
+        assert patch[1].max() == 39
+        assert abs(int(patch[0].max()) - int(patch[0].min()) - 39) <= 1
+    assert len({int(patch[0].min()) for patch in patches}) > 10
+
+
+def test_a_mask_is_never_on_ignored_pixels():
+    torch.manual_seed(0)
+    image, ids = torch.zeros(3, 32, 32, dtype=torch.uint8), torch.zeros(32, 32, dtype=torch.uint8)
+    ids[:, 10:] = IGNORE
+    negatives = MaskedPatches(Pictures((image, ids)), 32, 32)
+    masks = [negatives[0][1] for _ in range(40)]
+    assert any(mask.any() for mask in masks)
+    assert not any(mask[:, 10:].any() for mask in masks)
+
+
+# Scenes with negatives
+
+
+def scenes_and_negatives():
+    scenes = Pictures(*((torch.full((3, 40, 50), shade, dtype=torch.uint8), torch.full((40, 50), shade // 10).byte())
+                        for shade in (10, 20, 30)))  # fmt: skip
+    things = Pictures(*((torch.full((3, 30, 30), shade, dtype=torch.uint8), torch.zeros(30, 30).byte())
+                        for shade in (210, 220, 230, 240)))  # fmt: skip
+    return scenes, MaskedPatches(things, 24, 20)
+
+
+def test_a_sample_with_a_negative_has_its_parts_and_names_both_files():
+    torch.manual_seed(0)
+    scenes, negatives = scenes_and_negatives()
+    samples = WithNegatives(scenes, negatives)
+    assert len(samples) == 3
+    sources, corners = Counter(), set()
+    for _ in range(400):
+        image, labels, patch, mask, corner, name = samples[1]
+        assert (image == 20).all()  # not yet pasted
+        assert (labels == 2).all()
+        number = int(patch[0, 0, 0]) // 10 - 21
+        assert name == f"picture 1 with picture {number}"
+        assert (patch.shape, mask.shape, mask.dtype) == ((3, 20, 20), (20, 20), torch.bool)
+        assert 0 <= corner[0] <= 20
+        assert 0 <= corner[1] <= 30
+        sources[number] += 1
+        corners.add(tuple(corner.tolist()))
+    assert sources.keys() == {0, 1, 2, 3}
+    assert all(abs(count - 100) < 45 for count in sources.values())
+    assert {row for row, _ in corners} == set(range(21))
+    assert {column for _, column in corners} == set(range(31))
+
+
+def test_a_negative_too_large_for_its_scene_is_refused():
+    _, negatives = scenes_and_negatives()
+    small = Pictures((torch.zeros(3, 19, 50, dtype=torch.uint8), torch.zeros(19, 50).byte()))
+    told = told_by(ValueError, WithNegatives(small, negatives))
+    assert "20x20 pixels is larger than the image of 50x19" in told
+    assert "lower negative_size" in told
+
+
+def test_fixed_negatives_are_pasted_and_the_same_at_every_visit():
+    scenes, negatives = scenes_and_negatives()
+    torch.manual_seed(1)
+    first = list(WithFixedNegatives(scenes, negatives))
+    torch.manual_seed(2)
+    again = WithFixedNegatives(scenes, negatives)
+    assert len(first) == len(again) == 3
+    for index in (2, 0, 1, 0):
+        for ours, theirs in zip(first[index], again[index], strict=True):
+            assert ours == theirs if isinstance(ours, str) else ours.equal(theirs)
+    for index, (image, labels, name) in enumerate(first):
+        pasted = labels == OUTLIER
+        assert pasted.any()
+        assert (image[:, pasted] >= 210).all()
+        assert (image[:, ~pasted] == 10 * (index + 1)).all()
+        assert (labels[~pasted] == index + 1).all()
+        assert name.startswith(f"picture {index} with picture ")
+    others = WithFixedNegatives(scenes, negatives, seed=1)
+    assert not all(others[index][0].equal(first[index][0]) for index in range(3))
+
+
+def test_fixed_negatives_leave_torchs_generator_as_it_was():
+    samples = WithFixedNegatives(*scenes_and_negatives())
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    list(samples)
+    assert torch.rand(3).equal(expected)
+
+
+# Real data, where they are
+
+
+@pytest.fixture
+def real_data():
+    """The folder that holds street_hazards/ and ade20k/"""
+    if not os.environ.get("DENSEHYBRID_DATA"):
+        pytest.skip("the environment variable DENSEHYBRID_DATA names no folder of real data")
+    return Path(os.environ["DENSEHYBRID_DATA"])
+
+
+def test_real_streets_hold_known_classes_and_anomalies_only_in_test(real_data):
+    counts = {}
+    for split in ("training", "validation", "t5", "t6"):
+        frames = StreetHazards(real_data / "street_hazards", split)
+        counts[split] = len(frames)
+        for image, labels, name in frames:
+            values = set(labels.unique().tolist())
+            assert values - {OUTLIER, IGNORE} <= set(range(12)), name
+            assert values - {OUTLIER, IGNORE}, name
+            assert (OUTLIER in values) == (split in ("t5", "t6")), name
+            assert image.shape[1:] == labels.shape
+    assert counts["training"] == 367
+    assert counts["validation"] == 26
+    assert (counts["t5"], counts["t6"]) in ((37, 38), (38, 37))
+    assert len(StreetHazards(real_data / "street_hazards", "test")) == 75
+
+
+def test_real_negatives_are_pasted_into_real_streets(real_data):
+    torch.manual_seed(0)
+    photographs = ADE20K(real_data / "ade20k")
+    assert len(photographs) == 100
+    transform = train_transform(160, (0.5, 2.0), StreetHazards.mean_colour)
+    streets = StreetHazards(real_data / "street_hazards", "training", transform)
+    samples = WithNegatives(streets, MaskedPatches(photographs, 96, 96))
+    outliers = 0
+    for index in range(0, len(streets), 20):
+        image, labels, patch, mask, corner, name = samples[index]
+        assert " with images/training/" in name
+        pasted, pasted_labels = paste(image[None], labels[None], patch[None], mask[None], corner[None])
+        assert (pasted_labels == OUTLIER).sum() == mask.sum()
+        changed = (pasted[0] != image).any(0)
+        assert (pasted_labels[0][changed] == OUTLIER).all()
+        outliers += int(mask.sum())
+    assert outliers > 0
