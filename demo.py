@@ -23,8 +23,8 @@ from engine import run_script, write_results
 
 # The sizes of the demo; all other numbers are those of recipes.yaml.
 CROPS = ["--crop_size", "96", "--batch_size", "8", "--scale", "0.75", "1.5", "--statistics_batches", "30"]
-CLOSED_SET = [*CROPS, "--epochs", "8", "--lr", "1e-3", "--backbone_lr_factor", "1", "--init", "none"]
-FINE_TUNING = [*CROPS, "--epochs", "3", "--lr", "3e-4", "--backbone_lr_factor", "1",
+CLOSED_SET = [*CROPS, "--epochs", "12", "--lr", "1e-3", "--backbone_lr_factor", "1", "--init", "none"]
+FINE_TUNING = [*CROPS, "--epochs", "4", "--lr", "4e-4", "--backbone_lr_factor", "1",
                "--negative_resize", "72", "--negative_size", "48"]  # fmt: skip
 
 

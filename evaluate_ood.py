@@ -1,15 +1,22 @@
 """Evaluate anomaly detection pixel by pixel (DenseHybrid, ECCV 2022): AP, AUROC and FPR at TPR 95 %.
 
-    python evaluate_ood.py --dataroot DATAROOT --dataset street-hazards --folder OUTPUT_DIR --params WEIGHTS_FILE
+    python evaluate_ood.py --dataroot DATAROOT --dataset DATASET --folder OUTPUT_DIR --params WEIGHTS_FILE
 
-StreetHazards' protocol is the mean over the test images of each image's figures; images without an outlier pixel are
-left out and counted. --pooled adds the figures over the pixels of all images taken together.
+DATASET is lf or static (Fishyscapes: the pixels of all images pooled), or street-hazards (the mean over the test
+images of each image's figures; images without an outlier pixel are left out and counted).
 """
 
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from data import StreetHazards
+import torch
+from torch.utils.data import Dataset
+
+from data import Cityscapes, FishyscapesStatic, LostAndFound, StreetHazards
 from engine import (
+    SlidingWindows,
     choose_device,
     evaluated_frames,
     evenly_spread,
@@ -21,17 +28,45 @@ from engine import (
 )
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, mean_of_images
-from models import has_dataset_head, ladder_densenet121, load_weights
+from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights
 
 FIGURES = ("AP", "AUROC", "FPR95")
+NETWORKS = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set, the classes that its network knows, and how its figures are taken."""
+
+    title: str
+    open: Callable[[str], Dataset]
+    known: type  # the data set that the network was trained on
+    network: str
+    pooled: bool
+    truth_colours: dict | None = None  # where the truth says only inlier or outlier
+
+
+INLIERS = {"inlier": (90, 90, 90)}
+BENCHMARKS = {
+    "lf": Benchmark("Fishyscapes Lost & Found", LostAndFound, Cityscapes, "deeplabv3plus", True, INLIERS),
+    "static": Benchmark("Fishyscapes Static", FishyscapesStatic, Cityscapes, "deeplabv3plus", True, INLIERS),
+    "street-hazards": Benchmark(
+        "StreetHazards test", lambda root: StreetHazards(root, "test"), StreetHazards, "ldn121", False
+    ),
+}
 
 
 def main(argv=None):
     parser = script_parser(__doc__)
-    parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
-    parser.add_argument("--dataset", required=True, choices=["street-hazards"])
+    parser.add_argument("--dataroot", required=True, help="the data set's folder")
+    parser.add_argument("--dataset", required=True, choices=list(BENCHMARKS))
     parser.add_argument("--folder", required=True, type=Path, help="where results.json, table.md and pictures go")
-    parser.add_argument("--params", required=True, help="weights of an LDN-121, closed-set or hybrid")
+    parser.add_argument("--params", required=True, help="weights, closed-set or hybrid")
+    parser.add_argument(
+        "--network",
+        choices=list(NETWORKS),
+        help="whose weights they are (default: ldn121 for street-hazards, deeplabv3plus for the others)",
+    )
     parser.add_argument(
         "--scores",
         nargs="+",
@@ -40,51 +75,58 @@ def main(argv=None):
         help=f"from one forward pass per image: all, {', '.join([*DATASET_SCORES, *CLASS_SCORES])} "
         "(default: hybrid; all that need no dataset head for closed-set weights)",
     )
-    parser.add_argument("--pooled", action="store_true", help="also over all pixels: 4 bytes a pixel and score")
+    parser.add_argument(
+        "--pooled", action="store_true", help="street-hazards: also over all pixels, 4 bytes a pixel and score"
+    )
+    parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
+    parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
     parser.add_argument("--pictures", type=int, default=6, help="frames in pictures.png; 0: no picture (default 6)")
     args = parser.parse_args(argv)
     device = choose_device(args.device)
 
-    test_set = StreetHazards(args.dataroot, "test")
+    benchmark = BENCHMARKS[args.dataset]
+    test_set = benchmark.open(args.dataroot)
     hybrid = has_dataset_head(args.params)
-    model = load_weights(ladder_densenet121(StreetHazards.num_classes, hybrid), args.params).to(device)
     names = score_names(args.scores, hybrid)
+    network = NETWORKS[args.network or benchmark.network]
+    model = load_weights(network(benchmark.known.num_classes, hybrid), args.params).to(device)
+    if args.tile:
+        model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
 
-    frames, figures_by_frame, shown = [], {name: [] for name in names}, []
-    pooled = {name: AnomalyMetrics() for name in names}
+    images, shown = [], []
+    pooled = {name: AnomalyMetrics() for name in names} if benchmark.pooled or args.pooled else {}
     drawn = evenly_spread(args.pictures, len(test_set))
     for number, frame in enumerate(evaluated_frames(model, test_set, device, args.workers)):
-        frames.append(frame.name)
+        figures = {"name": frame.name}
         for name in names:
             scores = anomaly_score(name, frame.class_logits, frame.dataset_logits)
-            figures_by_frame[name].append(AnomalyMetrics().update(scores, frame.labels).compute())
-            if args.pooled:
+            figures[name] = AnomalyMetrics().update(scores, frame.labels).compute()
+            if pooled:
                 pooled[name].update(scores, frame.labels)
             if name == names[0] and number in drawn:
                 shown.append(picture_of(frame, scores))
+        images.append(figures)
 
-    means = {name: mean_of_images(figures_by_frame[name]) for name in names}
-    tables = {f"StreetHazards test, {told_images(means[names[0]])}": figure_table(means)}
-    results = {
-        "dataset": args.dataset,
-        "weights": args.params,
-        "pixels": {
-            kind: sum(image[f"{kind}_pixels"] for image in figures_by_frame[names[0]])
-            for kind in ("inlier", "outlier", "ignored")
-        },
-        "mean_of_images": means,
-        "images": [
-            {"name": frame, **{name: figures_by_frame[name][number] for name in names}}
-            for number, frame in enumerate(frames)
-        ],
+    results = {"dataset": args.dataset, "weights": args.params, "network": args.network or benchmark.network}
+    tables = {}
+    if pooled:
+        results["pooled"] = {name: metrics.compute() for name, metrics in pooled.items()}
+        tables[f"{benchmark.title}, the pixels of all {len(images)} images pooled"] = figure_table(results["pooled"])
+    if not benchmark.pooled:
+        results["mean_of_images"] = {name: mean_of_images([image[name] for image in images]) for name in names}
+        told = told_images(results["mean_of_images"][names[0]])
+        tables[f"{benchmark.title}, {told}"] = figure_table(results["mean_of_images"])
+    results["pixels"] = {
+        kind: sum(image[names[0]][f"{kind}_pixels"] for image in images) for kind in ("inlier", "outlier", "ignored")
     }
-    if args.pooled:
-        results["pooled"] = {name: pooled[name].compute() for name in names}
-        tables["StreetHazards test, all pixels of all images together"] = figure_table(results["pooled"])
-    write_results(args.folder, results, tables)
-    print("pixels scored: " + ", ".join(f"{count:,} {kind}" for kind, count in results["pixels"].items()))
+    results["peak_memory_bytes"] = peak_memory(device)
+    write_results(args.folder, results | {"images": images}, tables)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in results["pixels"].items())
+    print(f"scored {len(images)} images, pixels: {counts}; peak memory {results['peak_memory_bytes'] / 2**30:.2f} GiB")
     if shown:
-        save_pictures(args.folder / "pictures.png", shown, StreetHazards.class_colours, names[0])
+        save_pictures(
+            args.folder / "pictures.png", shown, benchmark.known.class_colours, names[0], benchmark.truth_colours
+        )
     return results
 
 
@@ -108,6 +150,13 @@ def told_images(mean: dict) -> str:
         f"mean over {mean['images']} images ({mean['images_without_outliers']} without outliers left out, "
         f"{mean['images_without_inliers']} without inliers)"
     )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's memory there, else of this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def figure_table(figures: dict[str, dict]) -> list[list]:

@@ -5,11 +5,13 @@
 Numbers: recipes.yaml, block ldn_streethazards. Expected result: README.md.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from data import StreetHazards, train_transform
 from engine import (
-    ClosedSetRecipe,
+    Recipe,
     add_fixed_flags,
     argument_parser,
     closed_set_figures,
@@ -19,6 +21,12 @@ from engine import (
 )
 from losses import closed_set_loss
 from models import backbone_slower, ladder_densenet121, load_imagenet_densenet121
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedSetRecipe(Recipe):
+    adam_eps: float
+    backbone_lr_factor: float
 
 
 def main(argv=None):

@@ -6,6 +6,8 @@
 Numbers: recipes.yaml, block ldn_streethazards_finetune. Expected result: README.md.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from data import ADE20K, MaskedPatches, StreetHazards, WithFixedNegatives, WithNegatives, paste, train_transform
@@ -14,19 +16,25 @@ from losses import dense_hybrid_loss, hybrid_score
 from models import backbone_slower, ladder_densenet121, load_weights
 
 
+@dataclass(frozen=True, kw_only=True)
+class LadderRecipe(HybridRecipe):
+    backbone_lr_factor: float
+
+
 def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
     parser.add_argument("--neg_dataroot", required=True, help="ADEChallengeData2016, where the negatives come from")
     parser.add_argument("--model", required=True, help="weights to start from: a closed-set or a hybrid LDN-121")
     add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
-    args, recipe, run = start_run(parser, HybridRecipe, __file__, argv)
+    args, recipe, run = start_run(parser, LadderRecipe, __file__, argv)
 
     # Known streets, and a source of patches of unknown things.
     train_set = StreetHazards(
         args.dataroot, "training", train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
     )
-    negatives = MaskedPatches(ADE20K(args.neg_dataroot), recipe.negative_resize, recipe.negative_size)
+    photographs = ADE20K(args.neg_dataroot)
+    negatives = MaskedPatches(photographs, recipe.negative_resize, recipe.negative_size, recipe.negative_scale)
     val_set = WithFixedNegatives(StreetHazards(args.dataroot, "validation"), negatives)
 
     # A closed-set model with a new head for P(d_out | x).

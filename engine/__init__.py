@@ -5,15 +5,15 @@ The engine knows no model, data set or loss: the scripts introduce them.
 
 from engine.evaluate import Frame, closed_set_figures, evaluated_frames, hybrid_figures, picture_of, write_results
 from engine.pictures import evenly_spread, save_pictures
-from engine.recipe import ClosedSetRecipe, HybridRecipe
+from engine.recipe import HybridRecipe, Recipe
 from engine.run import Run, add_fixed_flags, argument_parser, choose_device, run_script, script_parser, start_run
 from engine.train import fit
 from engine.windows import SlidingWindows
 
 __all__ = [
-    "ClosedSetRecipe",
     "Frame",
     "HybridRecipe",
+    "Recipe",
     "Run",
     "SlidingWindows",
     "add_fixed_flags",

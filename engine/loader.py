@@ -1,6 +1,8 @@
 """Feeding samples to the device: seeded sample by sample, sharded over processes, with errors kept readable."""
 
+import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -55,15 +57,22 @@ def sample_seed(*numbers: int) -> int:
 
 
 def training_loader(
-    dataset: Dataset, seed: int, batch_size: int, workers: int, device: torch.device, process: int, processes: int
+    dataset: Dataset,
+    seed: int,
+    batch_size: int,
+    drop_last: bool,
+    workers: int,
+    device: torch.device,
+    process: int,
+    processes: int,
 ) -> DataLoader:
-    """Shuffled whole batches; the last incomplete one is dropped. Set `.sampler.epoch` before each epoch."""
+    """Shuffled batches; drop_last leaves an incomplete one out. Set `.sampler.epoch` before each epoch."""
     return DataLoader(
         SeededSamples(dataset, seed),
         batch_size,
         sampler=EpochSampler(len(dataset), seed, process, processes),
         num_workers=workers,
-        drop_last=True,
+        drop_last=drop_last,
         collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
@@ -90,21 +99,29 @@ def batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[str]]]:
     """(tensors, names) of each batch; raises what a sample's file raised, and a clear error for a dead worker."""
     iterator = iter(loader)
     while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise ChildProcessError(
-                f"a loader process died ({str(error).splitlines()[0]}); most often memory or /dev/shm ran out: "
-                "lower --workers"
-            ) from error
+        with dead_worker_explained():
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
         if isinstance(batch, Exception):
             raise batch
         *tensors, names = batch
         yield tensors, names
+
+
+@contextlib.contextmanager
+def dead_worker_explained() -> Iterator[None]:
+    """A clear error for a dead loader process; torch raises it wherever the main process is just then."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"a loader process died ({str(error).splitlines()[0]}); most often memory or /dev/shm ran out: "
+            "lower --workers"
+        ) from error
 
 
 def collate(samples: list) -> list | Exception:
@@ -129,4 +146,7 @@ def to_device(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def leave_interrupts_to_the_main_process(worker: int) -> None:
+    """Also, a batch that the interrupted main process did not fetch to its end is no error to print."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    told = sys.excepthook
+    sys.excepthook = lambda kind, *error: None if issubclass(kind, (ConnectionError, EOFError)) else told(kind, *error)

@@ -13,50 +13,59 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedSetRecipe:
-    """The numbers of a closed-set training; recipes.yaml says what each is. Raises ValueError for unusable ones."""
+class Recipe:
+    """The numbers of any training; recipes.yaml says what each is. Raises ValueError for unusable ones.
+
+    A script adds what only its experiment has.
+    """
 
     lr: float
     lr_min: float
     schedule: str
     epochs: int
     batch_size: int
+    drop_last: bool
     crop_size: int
     scale: tuple[float, float]
-    backbone_lr_factor: float
-    adam_eps: float
     precision: str
     statistics_batches: int
 
     def __post_init__(self):
-        for key in ("lr", "epochs", "batch_size", "crop_size", "adam_eps"):
+        for key in ("lr", "epochs", "batch_size", "crop_size"):
             require(getattr(self, key) > 0, f"{key} must be positive, not {getattr(self, key)}")
         require(0 <= self.lr_min <= self.lr, f"lr_min {self.lr_min} must lie between 0 and lr {self.lr}")
-        require(0 <= self.backbone_lr_factor <= 1, f"backbone_lr_factor {self.backbone_lr_factor} must lie in 0..1")
         require(self.statistics_batches >= 0, f"statistics_batches must not be negative: {self.statistics_batches}")
-        require(0 < self.scale[0] <= self.scale[1], f"scale {list(self.scale)} must be a range of positive factors")
+        require_range("scale", self.scale)
         require(self.schedule in SCHEDULES, f"schedule {self.schedule!r} must be one of {', '.join(SCHEDULES)}")
         require(self.precision in PRECISIONS, f"precision {self.precision!r} must be one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridRecipe(ClosedSetRecipe):
+class HybridRecipe(Recipe):
     """The numbers of a fine-tuning with real negatives."""
 
+    adam_eps: float
     beta: float
     negative_resize: int
+    negative_scale: tuple[float, float]
     negative_size: int
     ignored_are_inliers: bool
     likelihood_margin: float | None
 
     def __post_init__(self):
         super().__post_init__()
+        require(self.adam_eps > 0, f"adam_eps must be positive, not {self.adam_eps}")
         require(self.beta >= 0, f"beta must not be negative: {self.beta}")
+        require_range("negative_scale", self.negative_scale)
         require(
             self.negative_size <= self.crop_size,
             f"negative_size {self.negative_size} is larger than crop_size {self.crop_size}: "
             "a negative patch must fit into the training crop",
         )
+
+
+def require_range(key: str, factors: tuple[float, float]) -> None:
+    require(0 < factors[0] <= factors[1], f"{key} {list(factors)} must be a range of positive factors")
 
 
 def require(condition: bool, message: str) -> None:

@@ -14,6 +14,7 @@ import torch
 import torchvision
 import yaml
 
+from engine.loader import dead_worker_explained
 from engine.recipe import read_recipe, type_name
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -84,7 +85,7 @@ def start_run(
     name = Path(script).stem
     recipe, sources = read_recipe(name, recipe_type, changed)
 
-    if not args.exp_name or Path(args.exp_name).name != args.exp_name:
+    if args.exp_name in ("", "..") or Path(args.exp_name).name != args.exp_name:
         raise ValueError(f"--exp_name {args.exp_name!r} must be a plain folder name")
     command = shlex.join(["python", Path(script).name, *(sys.argv[1:] if argv is None else argv)])
     record = {
@@ -168,7 +169,8 @@ def git_revision() -> str | None:
 def run_script(main: typing.Callable[[], typing.Any]) -> None:
     """Run a script's main; an error that this project raised on purpose is one line, any other a traceback."""
     try:
-        main()
+        with dead_worker_explained():
+            main()
     except (ValueError, OSError, FloatingPointError) as error:
         trace = error.__traceback__
         while trace.tb_next:

@@ -1,11 +1,14 @@
 """The training loop: epochs, schedule, logs, checkpoints and resume."""
 
+import contextlib
 import itertools
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from tqdm import tqdm
 
 from engine import checkpoint
 from engine.loader import batches, to_device, training_loader
-from engine.recipe import ClosedSetRecipe
+from engine.recipe import Recipe
 from engine.run import Run, check_same_recipe, flat_recipe
 
 Step = Callable[..., dict[str, Tensor]]
@@ -28,7 +31,7 @@ def fit(
     step: Step,
     state: dict[str, Any],
     dataset: Dataset,
-    recipe: ClosedSetRecipe,
+    recipe: Recipe,
     run: Run,
     validate: Callable[[nn.Module], dict[str, float]],
     best: str,
@@ -52,7 +55,9 @@ def fit(
         raise ValueError(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
     model, optimizer = state["model"].to(memory_format=torch.channels_last), state["optimizer"]
     state = state | {"schedule": make_schedule(optimizer, recipe)}
-    loader = training_loader(dataset, run.seed, recipe.batch_size, run.workers, run.device, process, processes)
+    loader = training_loader(
+        dataset, run.seed, recipe.batch_size, recipe.drop_last, run.workers, run.device, process, processes
+    )
     progress = {"epoch": 0, "step": 0, "best": -math.inf, "figures": {}}
     if run.resume and (run.folder / "last.pt").exists():
         progress = restore(state, run, len(dataset))
@@ -95,7 +100,7 @@ def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader,
-    recipe: ClosedSetRecipe,
+    recipe: Recipe,
     run: Run,
     log: "RunLog",
     steps_done: int,
@@ -124,7 +129,7 @@ def train_epoch(
     return steps_done
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: ClosedSetRecipe) -> lr_scheduler.LRScheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> lr_scheduler.LRScheduler:
     """Stepped once an epoch; each group starts from its own learning rate."""
     if recipe.schedule == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs, eta_min=recipe.lr_min)
@@ -184,22 +189,40 @@ class RunLog:
 
     def step(self, epoch: int, step: int, lr: float, terms: dict[str, float]) -> None:
         self.file.write(json.dumps({"epoch": epoch + 1, "step": step, "lr": lr, **terms}) + "\n")
-        for name, value in terms.items():
-            self.events.add_scalar(f"loss/{name}", value, step)
-        self.events.add_scalar("lr", lr, step)
+        with interrupts_held_back():
+            for name, value in terms.items():
+                self.events.add_scalar(f"loss/{name}", value, step)
+            self.events.add_scalar("lr", lr, step)
 
     def epoch(self, epoch: int, epochs: int, step: int, figures: dict[str, float], seconds: float) -> None:
         self.file.write(
             json.dumps({"epoch": epoch + 1, "step": step, "validation": figures, "seconds": seconds}) + "\n"
         )
-        for name, value in figures.items():
-            self.events.add_scalar(f"validation/{name}", value, step)
+        with interrupts_held_back():
+            for name, value in figures.items():
+                self.events.add_scalar(f"validation/{name}", value, step)
         told = "  ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items())
         tqdm.write(f"epoch {epoch + 1}/{epochs}  {told}  {seconds:.0f} s")
 
     def close(self) -> None:
         self.file.close()
         self.events.close()
+
+
+@contextlib.contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C takes effect at the end: one that hits the queue of TensorBoard's writer makes closing it wait minutes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived = []
+    handler = signal.signal(signal.SIGINT, lambda *interrupt: arrived.append(interrupt))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if arrived and callable(handler):
+        handler(*arrived[0])
 
 
 def logged_step(line: str) -> float:

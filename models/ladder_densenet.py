@@ -146,7 +146,9 @@ class LadderDenseNet(nn.Module):
 
 
 def backbone_slower(model: LadderDenseNet, lr: float, factor: float) -> list[dict]:
-    """Parameter groups for an optimiser: the pretrained backbone at lr * factor, the rest at lr."""
+    """Parameter groups for an optimiser: the pretrained backbone at lr * factor, the rest at lr; factor in 0..1."""
+    if not 0 <= factor <= 1:
+        raise ValueError(f"backbone_lr_factor {factor} must lie in 0..1: the backbone learns at this share of lr")
     backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in backbone}
     rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import DenseNet121_Weights
 
+RELEASED = "the README lists the released files and where they are"
 DENSENET121_URL = DenseNet121_Weights.IMAGENET1K_V1.url
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The state_dict in a weight file, however it is wrapped.
+def read_state_dict(path: str | Path, source: str = RELEASED) -> dict[str, Tensor]:
+    """The state_dict in a weight file, however it is wrapped; `source` says where such a file is to be had.
 
     Unwraps {"state_dict": ...} (NVIDIA), {"model": ...} (released flows, our last.pt) and a "module." prefix
     (DataParallel). Raises FileNotFoundError where there is no file, ValueError where it holds no weights.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weight file {path}; the README lists the released files and where they are")
+        raise FileNotFoundError(f"no weight file {path}; {source}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load fails in a dozen ways on a file that is not its own
@@ -29,8 +30,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
     ):
         raise ValueError(f"{path} holds no state_dict; expected a dict of tensors by parameter name")
     if all(key.startswith("module.") for key in content):
@@ -43,13 +46,14 @@ def has_dataset_head(path: str | Path) -> bool:
     return any(key.startswith("logits_ood.") for key in read_state_dict(path))
 
 
-def load_weights(model: nn.Module, path: str | Path, new: tuple[str, ...] = ()) -> nn.Module:
+def load_weights(model: nn.Module, path: str | Path, new: tuple[str, ...] = (), source: str = RELEASED) -> nn.Module:
     """Load a weight file into the model and return it.
 
     new     name prefixes of parts that the file need not have; they keep their initial weights
+    source  where the file is to be had, for the error where it is missing
     raises  ValueError with the missing, unexpected and misshapen keys where the file does not fit
     """
-    fit_state_dict(model, read_state_dict(path), path, new)
+    fit_state_dict(model, read_state_dict(path, source), path, new)
     return model
 
 

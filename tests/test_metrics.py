@@ -450,7 +450,7 @@ def test_predictions_on_ignored_pixels_are_not_looked_at():
 
 
 def test_logits_in_place_of_class_ids_and_shapes_that_differ_are_errors():
-    with pytest.raises(ValueError, match="float32.*argmax"):
+    with pytest.raises(ValueError, match=r"float32.*argmax"):
         ConfusionMatrix(3).update(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"\(2, 1, 2\).*\(2, 2\)"):
         ConfusionMatrix(3).update(np.zeros((2, 1, 2), int), np.zeros((2, 2), int))

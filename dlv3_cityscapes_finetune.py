@@ -1,0 +1,66 @@
+"""Fine-tune DeepLabV3+ on Cityscapes with ADE20K patches as negatives (DenseHybrid, ECCV 2022).
+
+    python dlv3_cityscapes_finetune.py --dataroot CITY_DATAROOT --neg_dataroot ADE_DATAROOT --exp_name EXP_NAME
+
+Numbers: recipes.yaml, block dlv3_cityscapes_finetune. Expected result: README.md.
+"""
+
+import torch
+
+from data import ADE20K, Cityscapes, MaskedPatches, WithFixedNegatives, WithNegatives, paste, train_transform
+from engine import HybridRecipe, add_fixed_flags, argument_parser, fit, hybrid_figures, run_script, start_run
+from losses import dense_hybrid_loss, hybrid_score
+from models import deeplabv3plus, load_weights
+
+NVIDIA_WEIGHTS = "cityscapes_cv0_wideresnet38_nosdcaug.pth"
+NVIDIA_SOURCE = (
+    "NVIDIA's Cityscapes weights are at drive.google.com/file/d/1CKB7gpcPLgDLA7LuFJc46rYcNzF3aWzH/view: "
+    "put them into the working directory, or give their place with --init FILE"
+)
+
+
+def main(argv=None):
+    parser = argument_parser(__doc__)
+    parser.add_argument("--dataroot", required=True, help="Cityscapes, the folder with leftImg8bit/ and gtFine/")
+    parser.add_argument("--neg_dataroot", required=True, help="ADEChallengeData2016, where the negatives come from")
+    parser.add_argument(
+        "--init", default=NVIDIA_WEIGHTS, help=f"weights to start from, or none (default {NVIDIA_WEIGHTS})"
+    )
+    add_fixed_flags(parser, Cityscapes.num_classes, "cityscapes")
+    args, recipe, run = start_run(parser, HybridRecipe, __file__, argv)
+
+    # Known streets, and a source of patches of unknown things.
+    transform = train_transform(recipe.crop_size, recipe.scale, Cityscapes.mean_colour)
+    train_set = Cityscapes(args.dataroot, "train", transform)
+    photographs = ADE20K(args.neg_dataroot)
+    negatives = MaskedPatches(photographs, recipe.negative_resize, recipe.negative_size, recipe.negative_scale)
+    val_set = WithFixedNegatives(Cityscapes(args.dataroot, "val"), negatives)
+
+    # NVIDIA's closed-set model with a new head for P(d_out | x).
+    if len(train_set) % recipe.batch_size == 1 and not recipe.drop_last:
+        raise ValueError(
+            f"the last of {len(train_set)} images would be a batch of its own; DeepLabV3+ cannot train on one: "
+            "set --drop_last true or another --batch_size"
+        )
+    model = deeplabv3plus(Cityscapes.num_classes)
+    if args.init != "none":
+        load_weights(model, args.init, new=("logits_ood.",), source=NVIDIA_SOURCE)
+    model.to(run.device)
+    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps)
+
+    def step(model, images, labels, patches, masks, corners):
+        images, labels = paste(images, labels, patches, masks, corners)
+        return dense_hybrid_loss(
+            *model(images), labels, beta=recipe.beta, ignored_are_inliers=recipe.ignored_are_inliers,
+            likelihood_margin=recipe.likelihood_margin,
+        )  # fmt: skip
+
+    def validate(model):
+        return hybrid_figures(model, val_set, hybrid_score, Cityscapes.num_classes, run.device, run.workers)
+
+    state = {"model": model, "optimizer": optimizer}
+    return fit(step, state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,53 @@
+"""A street world small enough to train on in seconds, drawn once per test session."""
+
+import pytest
+import torch
+
+from data.drawn_world import draw_negatives, draw_street_hazards
+from models import ladder_densenet121
+
+WIDTH, HEIGHT = 64, 48
+
+
+@pytest.fixture(scope="session")
+def street_hazards(tmp_path_factory):
+    """StreetHazards' folders: 10 training, 3 validation and 5 test frames, three of them in t5 and two in t6."""
+    root = tmp_path_factory.mktemp("world") / "street_hazards"
+    draw_street_hazards(root, training=10, validation=3, test=5, width=WIDTH, height=HEIGHT)
+    return root
+
+
+@pytest.fixture(scope="session")
+def ade20k(tmp_path_factory):
+    """ADE20K's folders with four pictures."""
+    root = tmp_path_factory.mktemp("negatives") / "ADEChallengeData2016"
+    draw_negatives(root, count=4, width=48, height=48)
+    return root
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    """An empty working directory, where a run writes its logs/."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory):
+    """{"closed": file, "hybrid": file} of LDN-121 whose BatchNorm statistics fit its random weights"""
+    folder = tmp_path_factory.mktemp("weights")
+    files = {"closed": folder / "closed.pth", "hybrid": folder / "hybrid.pth"}
+    for kind, path in files.items():
+        save_random_weights(path, hybrid=kind == "hybrid")
+    return files
+
+
+def save_random_weights(path, hybrid, num_classes=12):
+    torch.manual_seed(0)
+    model = ladder_densenet121(num_classes, hybrid)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    with torch.no_grad():
+        model.train()(torch.rand(4, 3, HEIGHT, WIDTH))
+    torch.save(model.state_dict(), path)

@@ -1,0 +1,80 @@
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {  # each room: itself, and what lies below it
+    "models": {"labels"},
+    "data": {"labels"},
+    "losses": {"labels"},
+    "metrics": {"labels"},
+    "engine": {"metrics", "labels"},
+}
+FILES = sorted(
+    path for path in PROJECT.rglob("*.py") if not any(part.startswith(".") for part in path.relative_to(PROJECT).parts)
+)
+SCRIPTS = {path.stem for path in FILES if path.parent == PROJECT} - {"labels"}
+OURS = {*MAY_IMPORT, *SCRIPTS, "labels", "tests", "benchmarks"}
+
+
+def name(path):
+    return str(path.relative_to(PROJECT))
+
+
+def imported(path):
+    """The top-level names of all that a file imports, wherever in it"""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}, line {node.lineno}: write imports from the project's root"
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_there_is_something_to_look_at():
+    assert {"ldn_streethazards", "ldn_streethazards_finetune", "evaluate_ood", "evaluate_osr_sh"} <= SCRIPTS
+    for room in MAY_IMPORT:
+        assert PROJECT / room / "__init__.py" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_every_file_can_be_parsed(path):
+    compile(path.read_text(), str(path), "exec")
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_run_one_way(room):
+    for path in FILES:
+        if path.is_relative_to(PROJECT / room):
+            wrong = (imported(path) & OURS) - MAY_IMPORT[room] - {room}
+            assert not wrong, f"{name(path)} imports {wrong}; {room} may import {MAY_IMPORT[room] | {room}}"
+
+
+def test_the_ground_floor_imports_nothing():
+    assert not imported(PROJECT / "labels.py")
+
+
+def test_a_script_imports_no_other_script_but_the_demo_which_runs_them():
+    for script in SCRIPTS - {"demo"}:
+        assert not imported(PROJECT / f"{script}.py") & SCRIPTS, script
+
+
+def test_no_file_names_a_place_on_one_machine():
+    place = re.compile(r"""["'](/|~/|[A-Z]:\\)\w[^"'\s]*/""")
+    allowed = re.compile(r"/(proc|dev|sys)/")
+    for path in FILES:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            found = place.search(line)
+            assert not found or allowed.search(line) or path == Path(__file__), f"{name(path)}, line {number}: {line}"
+
+
+def test_nothing_moves_itself_to_the_gpu():
+    for path in FILES:
+        if not path.is_relative_to(PROJECT / "tests"):  # a test that there is a GPU for may
+            for node in ast.walk(ast.parse(path.read_text())):
+                called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr
+                assert called != "cuda", f"{name(path)}, line {node.lineno}: take .to(device), which --device chooses"
