@@ -8,7 +8,16 @@ Numbers: recipes.yaml, block dlv3_cityscapes_finetune. Expected result: README.m
 import torch
 
 from data import ADE20K, Cityscapes, MaskedPatches, WithFixedNegatives, WithNegatives, paste, train_transform
-from engine import HybridRecipe, add_fixed_flags, argument_parser, fit, hybrid_figures, run_script, start_run
+from engine import (
+    HybridRecipe,
+    add_fixed_flags,
+    anomaly_figures,
+    argument_parser,
+    closed_set_figures,
+    fit,
+    run_script,
+    start_run,
+)
 from losses import dense_hybrid_loss, hybrid_score
 from models import deeplabv3plus, load_weights
 
@@ -34,7 +43,8 @@ def main(argv=None):
     train_set = Cityscapes(args.dataroot, "train", transform)
     photographs = ADE20K(args.neg_dataroot)
     negatives = MaskedPatches(photographs, recipe.negative_resize, recipe.negative_size, recipe.negative_scale)
-    val_set = WithFixedNegatives(Cityscapes(args.dataroot, "val"), negatives)
+    val_set = Cityscapes(args.dataroot, "val")
+    pasted_val_set = WithFixedNegatives(val_set, negatives)
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).
     if len(train_set) % recipe.batch_size == 1 and not recipe.drop_last:
@@ -56,7 +66,8 @@ def main(argv=None):
         )  # fmt: skip
 
     def validate(model):
-        return hybrid_figures(model, val_set, hybrid_score, Cityscapes.num_classes, run.device, run.workers)
+        figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)
+        return figures | closed_set_figures(model, val_set, Cityscapes.num_classes, run.device, run.workers)
 
     state = {"model": model, "optimizer": optimizer}
     return fit(step, state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP")

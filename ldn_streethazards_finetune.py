@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import torch
 
 from data import ADE20K, MaskedPatches, StreetHazards, WithFixedNegatives, WithNegatives, paste, train_transform
-from engine import HybridRecipe, add_fixed_flags, argument_parser, fit, hybrid_figures, run_script, start_run
+from engine import (
+    HybridRecipe,
+    add_fixed_flags,
+    anomaly_figures,
+    argument_parser,
+    closed_set_figures,
+    fit,
+    run_script,
+    start_run,
+)
 from losses import dense_hybrid_loss, hybrid_score
 from models import backbone_slower, ladder_densenet121, load_weights
 
@@ -35,7 +44,8 @@ def main(argv=None):
     )
     photographs = ADE20K(args.neg_dataroot)
     negatives = MaskedPatches(photographs, recipe.negative_resize, recipe.negative_size, recipe.negative_scale)
-    val_set = WithFixedNegatives(StreetHazards(args.dataroot, "validation"), negatives)
+    val_set = StreetHazards(args.dataroot, "validation")
+    pasted_val_set = WithFixedNegatives(val_set, negatives)
 
     # A closed-set model with a new head for P(d_out | x).
     model = load_weights(ladder_densenet121(StreetHazards.num_classes), args.model, new=("logits_ood.",))
@@ -53,7 +63,8 @@ def main(argv=None):
         )
 
     def validate(model):
-        return hybrid_figures(model, val_set, hybrid_score, StreetHazards.num_classes, run.device, run.workers)
+        figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)
+        return figures | closed_set_figures(model, val_set, StreetHazards.num_classes, run.device, run.workers)
 
     state = {"model": model, "optimizer": optimizer}
     return fit(step, state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP")

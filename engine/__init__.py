@@ -3,7 +3,14 @@
 The engine knows no model, data set or loss: the scripts introduce them.
 """
 
-from engine.evaluate import Frame, closed_set_figures, evaluated_frames, hybrid_figures, picture_of, write_results
+from engine.evaluate import (
+    Frame,
+    anomaly_figures,
+    closed_set_figures,
+    evaluated_frames,
+    picture_of,
+    write_results,
+)
 from engine.pictures import evenly_spread, save_pictures
 from engine.recipe import HybridRecipe, Recipe
 from engine.run import Run, add_fixed_flags, argument_parser, choose_device, run_script, script_parser, start_run
@@ -17,13 +24,13 @@ __all__ = [
     "Run",
     "SlidingWindows",
     "add_fixed_flags",
+    "anomaly_figures",
     "argument_parser",
     "choose_device",
     "closed_set_figures",
     "evaluated_frames",
     "evenly_spread",
     "fit",
-    "hybrid_figures",
     "picture_of",
     "run_script",
     "save_pictures",

@@ -59,21 +59,19 @@ def closed_set_figures(
     return {"mIoU": confusion.miou()}
 
 
-def hybrid_figures(
+def anomaly_figures(
     model: nn.Module,
     dataset: Dataset,
     score: Callable[[Tensor, Tensor], Tensor],
-    num_classes: int,
     device: torch.device,
     workers: int = 0,
 ) -> dict[str, float]:
-    """AP and FPR95 of score(class_logits, dataset_logits) over all pixels, and mIoU of the most probable class."""
-    anomaly, confusion = AnomalyMetrics(), ConfusionMatrix(num_classes)
+    """{"AP", "FPR95"}, fractions, of score(class_logits, dataset_logits) over the pixels of all frames."""
+    anomaly = AnomalyMetrics()
     for frame in evaluated_frames(model, dataset, device, workers, "validating"):
         anomaly.update(score(frame.class_logits, frame.dataset_logits), frame.labels)
-        confusion.update(frame.class_logits.argmax(1), frame.labels)
     figures = anomaly.compute()
-    return {"AP": figures["AP"], "FPR95": figures["FPR95"], "mIoU": confusion.miou()}
+    return {name: figures[name] for name in ("AP", "FPR95")}
 
 
 def write_results(folder: Path, results: dict, tables: dict[str, list[list]]) -> None:

@@ -1,6 +1,7 @@
 """The start of a run: the flags every script shares, its folder, its device, and how its errors end."""
 
 import argparse
+import linecache
 import os
 import platform
 import shlex
@@ -167,7 +168,7 @@ def git_revision() -> str | None:
 
 
 def run_script(main: typing.Callable[[], typing.Any]) -> None:
-    """Run a script's main; an error that this project raised on purpose is one line, any other a traceback."""
+    """Run a script's main; an error that this project raises on purpose is one line, any other a traceback."""
     try:
         with dead_worker_explained():
             main()
@@ -176,6 +177,7 @@ def run_script(main: typing.Callable[[], typing.Any]) -> None:
         while trace.tb_next:
             trace = trace.tb_next
         source = Path(trace.tb_frame.f_code.co_filename).resolve()
-        if not source.is_relative_to(PROJECT) or ".venv" in source.parts:
+        raised = linecache.getline(str(source), trace.tb_lineno).lstrip().startswith("raise ")
+        if not raised or not source.is_relative_to(PROJECT) or ".venv" in source.parts:
             raise
         sys.exit(f"error: {error}")

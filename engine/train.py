@@ -91,7 +91,11 @@ def fit(
         log.close()
     model.eval()
     checkpoint.save(model.state_dict(), run.folder / "final.pth")
-    print(f"finished: {run.folder}/final.pth, and best.pth with {best} {progress['best']:.4f}")
+    if progress["best"] > -math.inf:
+        told = f"best.pth with {best} {progress['best']:.4f}"
+    else:
+        told = f"no best.pth, for {best} was never defined on the validation frames"
+    print(f"finished: {run.folder}/final.pth, and {told}")
     return progress["figures"]
 
 
@@ -187,17 +191,22 @@ class RunLog:
         self.file = open(path, "a", buffering=1)  # noqa: SIM115
         self.events = SummaryWriter(run.folder, purge_step=steps_done + 1)
 
+    def write(self, line: dict) -> None:
+        try:
+            self.file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            told = f"could not write {self.file.name} ({error.strerror}); make room, then go on with --resume"
+            raise OSError(error.errno, told) from error
+
     def step(self, epoch: int, step: int, lr: float, terms: dict[str, float]) -> None:
-        self.file.write(json.dumps({"epoch": epoch + 1, "step": step, "lr": lr, **terms}) + "\n")
+        self.write({"epoch": epoch + 1, "step": step, "lr": lr, **terms})
         with interrupts_held_back():
             for name, value in terms.items():
                 self.events.add_scalar(f"loss/{name}", value, step)
             self.events.add_scalar("lr", lr, step)
 
     def epoch(self, epoch: int, epochs: int, step: int, figures: dict[str, float], seconds: float) -> None:
-        self.file.write(
-            json.dumps({"epoch": epoch + 1, "step": step, "validation": figures, "seconds": seconds}) + "\n"
-        )
+        self.write({"epoch": epoch + 1, "step": step, "validation": figures, "seconds": seconds})
         with interrupts_held_back():
             for name, value in figures.items():
                 self.events.add_scalar(f"validation/{name}", value, step)
