@@ -24,8 +24,9 @@ from engine import run_script, write_results
 # The sizes of the demo; all other numbers are those of recipes.yaml.
 CROPS = ["--crop_size", "96", "--batch_size", "8", "--scale", "0.75", "1.5", "--statistics_batches", "30"]
 CLOSED_SET = [*CROPS, "--epochs", "12", "--lr", "1e-3", "--backbone_lr_factor", "1", "--init", "none"]
-FINE_TUNING = [*CROPS, "--epochs", "4", "--lr", "4e-4", "--backbone_lr_factor", "1",
-               "--negative_resize", "72", "--negative_size", "48"]  # fmt: skip
+FINE_TUNING = [*CROPS, "--epochs", "6", "--lr", "4e-4", "--backbone_lr_factor", "1", "--beta", "0.06",
+               "--likelihood_margin", "3", "--negative_resize", "96", "--negative_scale", "0.7", "2",
+               "--negative_size", "64"]  # fmt: skip
 
 
 def main(argv=None):
@@ -35,7 +36,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     started = time.monotonic()
     make_folder(args.folder)
-    with contextlib.chdir(args.folder):
+    with contextlib.chdir(args.folder), told_to_start_anew():
         print("drawing the world", flush=True)
         draw_street_hazards("streets", training=320, validation=16, test=32, seed=int(args.seed))
         draw_negatives("negatives", count=100, seed=int(args.seed))
@@ -63,6 +64,16 @@ def main(argv=None):
     write_results(args.folder, figures, {title: rows})
     print(f"pictures: {args.folder / 'pictures.png'}\ntook {figures['seconds']:.0f} seconds")
     return figures
+
+
+@contextlib.contextmanager
+def told_to_start_anew():
+    """Ctrl-C in one of the scripts ends the demo, which has no half-way."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        print("the demo was stopped; started again it begins anew")
+        raise SystemExit(130) from None
 
 
 def make_folder(folder: Path) -> None:

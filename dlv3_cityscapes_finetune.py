@@ -47,10 +47,10 @@ def main(argv=None):
     pasted_val_set = WithFixedNegatives(val_set, negatives)
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).
-    if len(train_set) % recipe.batch_size == 1 and not recipe.drop_last:
+    if recipe.batch_size == 1 or (len(train_set) % recipe.batch_size == 1 and not recipe.drop_last):
         raise ValueError(
-            f"the last of {len(train_set)} images would be a batch of its own; DeepLabV3+ cannot train on one: "
-            "set --drop_last true or another --batch_size"
+            f"{len(train_set)} images in batches of {recipe.batch_size} leave a batch of one, and DeepLabV3+ trains on "
+            "two at least: set --drop_last true or another --batch_size"
         )
     model = deeplabv3plus(Cityscapes.num_classes)
     if args.init != "none":
@@ -61,9 +61,12 @@ def main(argv=None):
     def step(model, images, labels, patches, masks, corners):
         images, labels = paste(images, labels, patches, masks, corners)
         return dense_hybrid_loss(
-            *model(images), labels, beta=recipe.beta, ignored_are_inliers=recipe.ignored_are_inliers,
+            *model(images),
+            labels,
+            beta=recipe.beta,
+            ignored_are_inliers=recipe.ignored_are_inliers,
             likelihood_margin=recipe.likelihood_margin,
-        )  # fmt: skip
+        )
 
     def validate(model):
         figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)

@@ -7,6 +7,7 @@ images of each image's figures; images without an outlier pixel are left out and
 """
 
 import resource
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ def main(argv=None):
     parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
     parser.add_argument("--pictures", type=int, default=6, help="frames in pictures.png; 0: no picture (default 6)")
     args = parser.parse_args(argv)
+    if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
+        parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
     device = choose_device(args.device)
 
     benchmark = BENCHMARKS[args.dataset]
@@ -90,7 +93,7 @@ def main(argv=None):
     names = score_names(args.scores, hybrid)
     network = NETWORKS[args.network or benchmark.network]
     model = load_weights(network(benchmark.known.num_classes, hybrid), args.params).to(device)
-    if args.tile:
+    if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
 
     images, shown = [], []
@@ -131,7 +134,7 @@ def main(argv=None):
 
 
 def score_names(asked: list[str] | None, hybrid: bool) -> list[str]:
-    """The scores to evaluate, each once; "energy" and "generative" are the same and asked for by either name."""
+    """The scores to evaluate, each name once; energy is another name of generative."""
     possible = [*(DATASET_SCORES if hybrid else ()), *(name for name in CLASS_SCORES if name != "energy")]
     if asked is None:
         return ["hybrid"] if hybrid else possible
@@ -156,7 +159,8 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU's memory there, else of this process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def figure_table(figures: dict[str, dict]) -> list[list]:

@@ -8,6 +8,7 @@ resolution and applied at full resolution, as in the release. Towns carry their 
 them. The release takes a score above the threshold for unknown; here one equal to it is, too.
 """
 
+import math
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -48,6 +49,8 @@ def main(argv=None):
     )
     parser.add_argument("--pictures", type=int, default=6, help="frames in pictures.png; 0: no picture (default 6)")
     args = parser.parse_args(argv)
+    if not 0 < args.tpr <= 1:
+        parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
     device = choose_device(args.device)
 
     towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
@@ -71,7 +74,7 @@ def main(argv=None):
     for town, dataset in towns.items():
         threshold = calibrated[TOWNS[town]]
         closed, opened = (ConfusionMatrix(StreetHazards.num_classes) for _ in range(2))
-        drawn = evenly_spread(args.pictures // len(towns), len(dataset))
+        drawn = evenly_spread(math.ceil(args.pictures / len(towns)), len(dataset))
         for number, frame in enumerate(evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}")):
             prediction, scores = frame.class_logits.argmax(1), score(frame)
             closed.update(prediction, frame.labels)
@@ -82,20 +85,14 @@ def main(argv=None):
         figures[town] = town_figures(len(dataset), threshold, closed, opened)
     figures["total"] = total_figures(list(figures.values()))
 
-    rows = [["town", "images", "closed mIoU %", "open-mIoU %", "gap %", "mIoU with unknown %", "classes", "threshold"]]
+    means = {"mIoU": "closed mIoU %", "open_mIoU": "open-mIoU %", "mIoU_with_unknown": "mIoU with unknown %"}
+    rows = [
+        ["town", "images", *(cell for title in means.values() for cell in (title, "classes")), "gap %", "threshold"]
+    ]
     for town, figure in figures.items():
-        rows.append(
-            [
-                town,
-                figure["images"],
-                figure["mIoU"],
-                figure["open_mIoU"],
-                figure["gap"],
-                figure["mIoU_with_unknown"],
-                figure.get("classes", ""),
-                f"{figure['threshold']:.4f}" if "threshold" in figure else "",
-            ]
-        )
+        averaged = [cell for name in means for cell in (figure[name], figure.get(f"{name}_classes", ""))]
+        threshold = f"{figure['threshold']:.4f}" if "threshold" in figure else ""
+        rows.append([town, figure["images"], *averaged, figure["gap"], threshold])
     title = (
         f"StreetHazards open set, {score_name} score; thresholds at TPR {args.tpr:g} from the other town's scores "
         "at half resolution, applied at full; total weighted by images"
@@ -115,14 +112,15 @@ def halved(scores, labels):
 
 
 def town_figures(images: int, threshold: float, closed: ConfusionMatrix, opened: ConfusionMatrix) -> dict:
-    """One town's figures; `gap` is what the unknown costs, closed-set mIoU less open-mIoU."""
+    """One town's figures; `gap` is what the unknown costs, closed-set mIoU less open-mIoU.
+
+    Each mean has the number of classes that it averages beside it: a class with an empty union is left out.
+    """
+    figures = opened.compute() | {"mIoU": closed.miou(), "mIoU_classes": classes_averaged(closed.iou())}
     return {
         "images": images,
-        "mIoU": closed.miou(),
-        "open_mIoU": opened.open_miou(),
-        "gap": closed.miou() - opened.open_miou(),
-        "mIoU_with_unknown": opened.miou_with_unknown(),
-        "classes": classes_averaged(opened.open_iou()[: opened.num_classes]),
+        **figures,
+        "gap": figures["mIoU"] - figures["open_mIoU"],
         "threshold": threshold,
         "closed_iou": closed.iou().tolist(),
         "open_iou": opened.open_iou().tolist(),

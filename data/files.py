@@ -106,14 +106,14 @@ def read_labels(path: Path, table: Tensor) -> Tensor:
     with open_image(path) as image:
         if image.mode not in ("L", "P", "I", "I;16"):
             raise ValueError(f"{path} is stored as {described(image.mode)}; a label map has one value per pixel")
-        stored = torch.from_numpy(np.array(image).astype(np.int64))
+        stored = np.array(image)
     inside = (stored >= 0) & (stored < len(table))
-    labels = torch.where(inside, table[stored.clamp(0, len(table) - 1)], UNKNOWN_VALUE)
-    if (labels == UNKNOWN_VALUE).any():
-        wrong = stored[labels == UNKNOWN_VALUE].unique().tolist()
+    labels = table.numpy()[np.where(inside, stored, 0)] if stored.dtype != np.uint8 else table.numpy()[stored]
+    wrong = ~inside | (labels == UNKNOWN_VALUE)
+    if wrong.any():
         valid = (table != UNKNOWN_VALUE).nonzero().flatten().tolist()
-        raise ValueError(f"{path} holds label value {wrong[0]}; this data set's values are {ranges(valid)}")
-    return labels.to(torch.uint8)
+        raise ValueError(f"{path} holds label value {stored[wrong].min()}; this data set's values are {ranges(valid)}")
+    return torch.from_numpy(labels.astype(np.uint8))
 
 
 def label_table(known: dict[int, int]) -> Tensor:

@@ -113,6 +113,7 @@ class WithFixedNegatives(Dataset):
 
     def __init__(self, dataset: Dataset, negatives: MaskedPatches, seed: int = 0):
         self.samples, self.seed = WithNegatives(dataset, negatives), seed
+        self[0]  # a negative that is larger than the frames shows now, not after the first epoch
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -47,7 +47,7 @@ def scaled_crop(
     (top, height, y, shown_height), (left, width, x, shown_width) = rows, columns
     size = [shown_height, shown_width]
     image = F.resized_crop(image, top, left, height, width, size, InterpolationMode.BILINEAR, antialias=True)
-    labels = F.resized_crop(labels[None], top, left, height, width, size, InterpolationMode.NEAREST)[0]
+    labels = F.resized_crop(labels[None], top, left, height, width, size, InterpolationMode.NEAREST_EXACT)[0]
     if size == [crop_size, crop_size]:
         return image, labels
     padded = torch.tensor(mean_colour, dtype=torch.uint8)[:, None, None].repeat(1, crop_size, crop_size)

@@ -4,7 +4,6 @@ The engine knows no model, data set or loss: the scripts introduce them.
 """
 
 from engine.evaluate import (
-    Frame,
     anomaly_figures,
     closed_set_figures,
     evaluated_frames,
@@ -18,7 +17,6 @@ from engine.train import fit
 from engine.windows import SlidingWindows
 
 __all__ = [
-    "Frame",
     "HybridRecipe",
     "Recipe",
     "Run",

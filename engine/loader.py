@@ -1,14 +1,18 @@
 """Feeding samples to the device: seeded sample by sample, sharded over processes, with errors kept readable."""
 
 import contextlib
+import linecache
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 class SeededSamples(Dataset):
@@ -29,6 +33,8 @@ class SeededSamples(Dataset):
             try:
                 return self.dataset[index]
             except (OSError, ValueError) as error:
+                if not raised_on_purpose(error):
+                    raise
                 return error
 
 
@@ -122,6 +128,17 @@ def dead_worker_explained() -> Iterator[None]:
             f"a loader process died ({str(error).splitlines()[0]}); most often memory or /dev/shm ran out: "
             "lower --workers"
         ) from error
+
+
+def raised_on_purpose(error: Exception) -> bool:
+    """Whether a `raise` of this project raised it, and not a mistake in its code or a library."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    source = Path(trace.tb_frame.f_code.co_filename).resolve()
+    if not source.is_relative_to(PROJECT) or ".venv" in source.parts:
+        return False
+    return linecache.getline(str(source), trace.tb_lineno).lstrip().startswith("raise ")
 
 
 def collate(samples: list) -> list | Exception:

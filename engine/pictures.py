@@ -58,7 +58,7 @@ class Picture(NamedTuple):
 
 def evenly_spread(count: int, length: int) -> set[int]:
     """Indices of `count` frames, or as many as there are, from the first to the last of `length`."""
-    return set(np.linspace(0, length - 1, min(count, length), dtype=int).tolist()) if count else set()
+    return set(np.linspace(0, length - 1, min(count, length), dtype=int).tolist()) if count > 0 else set()
 
 
 def save_pictures(

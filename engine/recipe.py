@@ -37,6 +37,10 @@ class Recipe:
         require(self.statistics_batches >= 0, f"statistics_batches must not be negative: {self.statistics_batches}")
         require_range("scale", self.scale)
         require(self.schedule in SCHEDULES, f"schedule {self.schedule!r} must be one of {', '.join(SCHEDULES)}")
+        require(
+            self.schedule == "cosine" or self.lr_min == 0,
+            f"lr_min {self.lr_min} is the end of a cosine schedule; with schedule {self.schedule} it must be 0",
+        )
         require(self.precision in PRECISIONS, f"precision {self.precision!r} must be one of {', '.join(PRECISIONS)}")
 
 

@@ -1,7 +1,6 @@
 """The start of a run: the flags every script shares, its folder, its device, and how its errors end."""
 
 import argparse
-import linecache
 import os
 import platform
 import shlex
@@ -15,10 +14,8 @@ import torch
 import torchvision
 import yaml
 
-from engine.loader import dead_worker_explained
+from engine.loader import PROJECT, dead_worker_explained, raised_on_purpose
 from engine.recipe import read_recipe, type_name
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,9 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 def script_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags of every script, training or evaluation."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     parser.add_argument(
         "--workers", type=int, default=min(8, available_cores()), help="loader processes; results do not depend on it"
@@ -70,11 +69,15 @@ def start_run(
     type, FileExistsError where the run's folder exists and --resume was not given, or was made by another recipe.
     Nothing is written yet: a run that fails on its data leaves no folder behind.
     """
-    group = parser.add_argument_group("recipe numbers (recipes.yaml)")
+    name = Path(script).stem
+    defaults, _ = read_recipe(name, recipe_type, {})
+    group = parser.add_argument_group("recipe numbers (recipes.yaml says what each is)")
     types_by_key = typing.get_type_hints(recipe_type)
     for key, kind in types_by_key.items():
         many = len(typing.get_args(kind)) if typing.get_origin(kind) is tuple else None
-        group.add_argument(f"--{key}", nargs=many, metavar=key.upper(), help=type_name(kind))
+        group.add_argument(
+            f"--{key}", nargs=many, metavar=key.upper(), help=f"{type_name(kind)} (default {getattr(defaults, key)})"
+        )
     args = parser.parse_args(argv)
 
     changed = {key: getattr(args, key) for key in types_by_key if getattr(args, key) is not None}
@@ -83,12 +86,12 @@ def start_run(
         if not equals:
             raise ValueError(f"--set {setting}: write it as KEY=VALUE")
         changed[key] = value
-    name = Path(script).stem
     recipe, sources = read_recipe(name, recipe_type, changed)
 
     if args.exp_name in ("", "..") or Path(args.exp_name).name != args.exp_name:
         raise ValueError(f"--exp_name {args.exp_name!r} must be a plain folder name")
-    command = shlex.join(["python", Path(script).name, *(sys.argv[1:] if argv is None else argv)])
+    words = sys.argv if argv is None else [Path(script).name, *argv]
+    command = shlex.join(["python", *words])
     record = {
         "script": name,
         "command": command,
@@ -149,6 +152,8 @@ def choose_device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {error}") from error
+    # float32 means float32: TF32 keeps ten bits of a factor, and the recipes' bfloat16 is the faster way to have fewer.
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -173,11 +178,9 @@ def run_script(main: typing.Callable[[], typing.Any]) -> None:
         with dead_worker_explained():
             main()
     except (ValueError, OSError, FloatingPointError) as error:
-        trace = error.__traceback__
-        while trace.tb_next:
-            trace = trace.tb_next
-        source = Path(trace.tb_frame.f_code.co_filename).resolve()
-        raised = linecache.getline(str(source), trace.tb_lineno).lstrip().startswith("raise ")
-        if not raised or not source.is_relative_to(PROJECT) or ".venv" in source.parts:
+        if not raised_on_purpose(error):
             raise
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped")
+        sys.exit(130)

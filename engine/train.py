@@ -82,6 +82,8 @@ def fit(
                 progress["best"] = figures[best]
                 checkpoint.save(model.state_dict(), run.folder / "best.pth")
             save(state, progress, run, len(dataset))
+        model.eval()
+        checkpoint.save(model.state_dict(), run.folder / "final.pth")
     except KeyboardInterrupt:
         done = f"after {progress['epoch']} of {recipe.epochs} epochs"
         again = run.record["command"] + ("" if run.resume else " --resume")
@@ -89,8 +91,6 @@ def fit(
         raise SystemExit(130) from None
     finally:
         log.close()
-    model.eval()
-    checkpoint.save(model.state_dict(), run.folder / "final.pth")
     if progress["best"] > -math.inf:
         told = f"best.pth with {best} {progress['best']:.4f}"
     else:
@@ -214,8 +214,10 @@ class RunLog:
         tqdm.write(f"epoch {epoch + 1}/{epochs}  {told}  {seconds:.0f} s")
 
     def close(self) -> None:
-        self.file.close()
-        self.events.close()
+        with contextlib.suppress(OSError):  # a full disk was told of when the line was written
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self.events.close()
 
 
 @contextlib.contextmanager

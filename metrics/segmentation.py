@@ -45,13 +45,6 @@ class ConfusionMatrix:
         self.matrix += np.bincount(cells, minlength=self.matrix.size).reshape(self.matrix.shape)
         return self
 
-    def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
-        if self.num_classes != other.num_classes:
-            raise ValueError(f"matrices of {self.num_classes} and of {other.num_classes} classes cannot be added")
-        total = ConfusionMatrix(self.num_classes)
-        total.matrix = self.matrix + other.matrix
-        return total
-
     def iou(self) -> np.ndarray:
         """(K,) over pixels of known classes only; such a pixel predicted unknown is a miss"""
         known = self.matrix.copy()

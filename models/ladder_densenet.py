@@ -30,9 +30,6 @@ class NormReluConv(nn.Sequential):
         self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.conv(F.relu(self.norm(features), inplace=True))
-
 
 class Backbone(nn.Module):
     """torchvision's DenseNet-121 without its last norm, with the pools of the release.
@@ -146,9 +143,9 @@ class LadderDenseNet(nn.Module):
 
 
 def backbone_slower(model: LadderDenseNet, lr: float, factor: float) -> list[dict]:
-    """Parameter groups for an optimiser: the pretrained backbone at lr * factor, the rest at lr; factor in 0..1."""
-    if not 0 <= factor <= 1:
-        raise ValueError(f"backbone_lr_factor {factor} must lie in 0..1: the backbone learns at this share of lr")
+    """Parameter groups for an optimiser: the pretrained backbone at lr * factor, the rest at lr; 0 < factor <= 1."""
+    if not 0 < factor <= 1:
+        raise ValueError(f"backbone_lr_factor {factor} must be over 0 and at most 1: it is the backbone's share of lr")
     backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in backbone}
     rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]

@@ -6,11 +6,17 @@ Every file is read with weights_only=True and must fit; what may be missing, the
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import DenseNet121_Weights
 
 RELEASED = "the README lists the released files and where they are"
+NUMPY_NUMBERS = [  # harmless, and beside the weights in some released files, such as NVIDIA's figure of merit
+    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
+]
 DENSENET121_URL = DenseNet121_Weights.IMAGENET1K_V1.url
 
 
@@ -24,9 +30,14 @@ def read_state_dict(path: str | Path, source: str = RELEASED) -> dict[str, Tenso
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {path}; {source}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load fails in a dozen ways on a file that is not its own
-        raise ValueError(f"{path} is not a PyTorch weight file, or is damaged: {error}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as a weight file: it is none, is damaged, or holds other objects than "
+            f"tensors and numbers ({reason})"
+        ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -68,7 +79,7 @@ def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) 
         if not path.is_file():
             try:
                 torch.hub.load_state_dict_from_url(DENSENET121_URL, check_hash=True, weights_only=True)
-            except OSError as error:  # urllib's errors are OSErrors
+            except (OSError, RuntimeError) as error:  # urllib's errors, and a hash that does not fit
                 raise FileNotFoundError(
                     f"ImageNet weights of DenseNet-121 could not be downloaded ({error}); get {DENSENET121_URL} "
                     f"and put it at {path}, or give its place with --init FILE"

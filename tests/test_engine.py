@@ -514,7 +514,8 @@ def test_pixels_become_floats_and_labels_whole_numbers_on_the_device():
 
 def learning_rates(schedule, epochs=7):
     """Each epoch's learning rates of two groups, at 0.01 and 0.04"""
-    recipe = dataclasses.replace(TINY, lr=0.04, lr_min=1e-3, schedule=schedule, epochs=epochs)
+    lr_min = 1e-3 if schedule == "cosine" else 0.0
+    recipe = dataclasses.replace(TINY, lr=0.04, lr_min=lr_min, schedule=schedule, epochs=epochs)
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.01, 0.04)]
     optimizer = torch.optim.SGD(groups)
     stepped = make_schedule(optimizer, recipe)

@@ -415,19 +415,6 @@ def test_uint8_ids_do_not_wrap_with_many_classes():
     assert ConfusionMatrix(254).update(prediction, labels).matrix.diagonal().tolist() == [1] * 254 + [0]
 
 
-def test_matrices_of_two_towns_add_up_to_that_of_both():
-    prediction, labels = small_map()
-    both = ConfusionMatrix(3).update(prediction, labels)
-    first, second = (ConfusionMatrix(3).update(prediction[i], labels[i]) for i in (0, 1))
-    total = first + second
-    np.testing.assert_array_equal(total.matrix, both.matrix)
-    assert first.matrix.sum() == 4, "the sum leaves its parts alone"
-    first += second
-    np.testing.assert_array_equal(first.matrix, both.matrix)
-    with pytest.raises(ValueError, match="3 and of 4"):
-        first + ConfusionMatrix(4)
-
-
 @pytest.mark.parametrize(
     "prediction, label, message",
     [

@@ -13,6 +13,7 @@ from torch import nn
 from torchvision.models import densenet121, densenet169, resnet18
 
 from models import backbone_slower, has_dataset_head, ladder_densenet121, load_imagenet_densenet121, load_weights
+from models.weights import read_state_dict
 from tests.golden.fill import golden_image, golden_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -229,7 +230,7 @@ def test_a_file_that_is_not_pytorchs_is_refused(tmp_path):
     path = tmp_path / "weights.pth"
     for content in (b"", b"<!DOCTYPE html><title>Google Drive - Virus scan warning</title>", bytes(range(256)) * 40):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=re.escape(f"{path} is not a PyTorch weight file, or is damaged")):
+        with pytest.raises(ValueError, match=re.escape(f"{path} cannot be read as a weight file")):
             load_weights(TwoHeads(), path)
 
 
@@ -239,7 +240,7 @@ def test_a_truncated_file_is_refused_wherever_it_is_cut(tmp_path):
     path = tmp_path / "weights.pth"
     for share in (0.001, 0.1, 0.5, 0.9, 0.999):
         path.write_bytes(buffer.getvalue()[: int(share * buffer.tell())])
-        with pytest.raises(ValueError, match=re.escape(f"{path} is not a PyTorch weight file, or is damaged")):
+        with pytest.raises(ValueError, match=re.escape(f"{path} cannot be read as a weight file")):
             load_weights(TwoHeads(), path)
 
 
@@ -257,7 +258,7 @@ class Trap:
 def test_code_in_a_weight_file_is_refused_and_not_run(zipped, tmp_path):
     path, place = tmp_path / "weights.pth", tmp_path / "sprung"
     torch.save(TwoHeads().state_dict() | {"trap": Trap(place)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=re.escape(f"{path} is not a PyTorch weight file")):
+    with pytest.raises(ValueError, match=re.escape(f"{path} cannot be read as a weight file")):
         load_weights(TwoHeads(), path)
     assert not place.exists()
     torch.load(path, weights_only=False)
@@ -346,3 +347,23 @@ def test_a_cached_imagenet_file_is_read_without_a_network(monkeypatch, imagenet,
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     model = load_imagenet_densenet121(ladder_densenet121(4))
     assert model.backbone.features.conv0.weight.equal(imagenet["features.conv0.weight"])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("core", [b"numpy._core.", b"numpy.core."])
+def test_a_number_of_numpys_beside_the_weights_is_read_over(zipped, core, tmp_path):
+    """As training codes of before PyTorch 1.6 wrote their best figure; "numpy.core" is NumPy 1's spelling."""
+    if zipped and core == b"numpy.core.":
+        pytest.skip("a zip file cannot be patched byte by byte")
+    weights = {"layer.weight": torch.arange(3.0)}
+    path = tmp_path / "file.pth"
+    content = {"state_dict": {f"module.{key}": value for key, value in weights.items()}, "mean_iu": np.float64(0.8)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core.", core) if not zipped else path.read_bytes())
+    assert torch.equal(read_state_dict(path)["layer.weight"], weights["layer.weight"])
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1.5])
+def test_a_backbone_that_learns_faster_or_not_at_all_is_refused(factor):
+    with pytest.raises(ValueError, match="backbone_lr_factor"):
+        backbone_slower(ladder_densenet121(2), 1e-3, factor)
