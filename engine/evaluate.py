@@ -32,7 +32,7 @@ def evaluated_frames(
 ) -> Iterator[Frame]:
     """Each frame of the data set through the model once, in order, in eval mode, without gradients."""
     model.eval().to(memory_format=torch.channels_last)
-    with tqdm(total=len(dataset), desc=title, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(total=len(dataset), desc=title, leave=False, dynamic_ncols=True, disable=None) as bar:
         for tensors, names in batches(evaluation_loader(dataset, workers, device)):
             image, labels = to_device(tensors, device)
             with torch.inference_mode():

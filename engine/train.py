@@ -112,7 +112,7 @@ def train_epoch(
     """One pass over the loader; returns the number of steps done since the start of the run."""
     model.train()
     title = f"epoch {loader.sampler.epoch + 1}/{recipe.epochs}"
-    with tqdm(total=len(loader), desc=title, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(total=len(loader), desc=title, leave=False, dynamic_ncols=True, disable=None) as bar:
         for tensors, names in batches(loader):
             with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 terms = step(model, *to_device(tensors, run.device))

@@ -797,3 +797,10 @@ def test_real_negatives_are_pasted_into_real_streets(real_data):
         assert (pasted_labels[0][changed] == OUTLIER).all()
         outliers += int(mask.sum())
     assert outliers > 0
+
+
+def test_a_negative_larger_than_a_validation_frame_is_refused_at_once(tmp_path):
+    scenes, _ = scenes_and_negatives()
+    things = Pictures((torch.zeros(3, 80, 80, dtype=torch.uint8), torch.ones(80, 80, dtype=torch.uint8)))
+    with pytest.raises(ValueError, match=r"80x80 pixels is larger than the image.*negative_size"):
+        WithFixedNegatives(scenes, MaskedPatches(things, 80, 80))

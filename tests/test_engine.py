@@ -25,10 +25,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint, pictures
 from engine.evaluate import anomaly_figures, closed_set_figures, evaluated_frames, markdown_table, write_results
-from engine.loader import EpochSampler, SeededSamples, batches, evaluation_loader, to_device, training_loader
+from engine.loader import (
+    EpochSampler,
+    SeededSamples,
+    batches,
+    evaluation_loader,
+    raised_on_purpose,
+    to_device,
+    training_loader,
+)
 from engine.recipe import RECIPES, Recipe, read_recipe
 from engine.run import Run, argument_parser, run_script, start_run
-from engine.train import estimate_statistics, fit, make_schedule
+from engine.train import RunLog, estimate_statistics, fit, make_schedule
 from labels import IGNORE, OUTLIER
 from ldn_streethazards import ClosedSetRecipe
 from ldn_streethazards_finetune import LadderRecipe
@@ -507,6 +515,22 @@ def test_pixels_become_floats_and_labels_whole_numbers_on_the_device():
     torch.testing.assert_close(moved[0].flatten(), torch.tensor([0, 0.2, 1]))
     assert moved[1].dtype == torch.int64 and moved[1].tolist() == [[[0, 11, 255]]]
     assert moved[2].dtype == torch.bool
+
+
+class Mistaken(Specks):
+    def __getitem__(self, index):
+        return int("a slip in the code")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_the_code_keeps_its_traceback_from_a_worker_too(workers):
+    loader = training_loader(Mistaken(), 3, 2, True, workers, CPU, 0, 1)
+    with pytest.raises(ValueError) as mistake:
+        list(batches(loader))
+    assert "a slip in the code" in str(mistake.value)
+    if workers:
+        assert "Traceback" in str(mistake.value)
+    assert not raised_on_purpose(mistake.value)
 
 
 # Schedules and statistics
@@ -1165,3 +1189,13 @@ def test_a_legend_breaks_where_the_sheet_ends():
     places, lines = pictures.lay_out(["road", "car", "unknown"], font, 200)
     gap = pictures.GAP  # an entry takes its name's 10 pixels a letter and 34 around it
     assert places == [(gap, 0), (gap + 74, 0), (gap, 1)] and lines == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file here that is always full")
+def test_a_disk_that_is_full_when_the_log_is_written_is_told_of_once(tmp_path):
+    log = RunLog(Run(tmp_path, CPU, seed=0, workers=0, resume=False, record={}), steps_done=0)
+    log.file.close()
+    log.file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    with pytest.raises(OSError, match=r"could not write .*No space left.*--resume"):
+        log.step(0, 1, 1e-3, {"class": 1.0})
+    log.close()
