@@ -804,3 +804,9 @@ def test_a_negative_larger_than_a_validation_frame_is_refused_at_once(tmp_path):
     things = Pictures((torch.zeros(3, 80, 80, dtype=torch.uint8), torch.ones(80, 80, dtype=torch.uint8)))
     with pytest.raises(ValueError, match=r"80x80 pixels is larger than the image.*negative_size"):
         WithFixedNegatives(scenes, MaskedPatches(things, 80, 80))
+
+
+def test_labels_are_taken_from_the_middle_of_what_a_pixel_covers():
+    columns = torch.arange(8, dtype=torch.uint8).expand(8, 8)
+    _, labels = scaled_crop(torch.zeros(3, 8, 8, dtype=torch.uint8), columns, 0.5, 4, (0, 0, 0))
+    assert labels[0].tolist() == [1, 3, 5, 7]  # the pixel that holds the centre (2 i + 1), not the first
