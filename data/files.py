@@ -19,7 +19,8 @@ UNKNOWN_VALUE = -1  # in a table of labels: a stored value that the data set doe
 class LabelledImages(Dataset):
     """Samples (image uint8 (3, H, W), labels uint8 (H, W), name) of pairs of files: what the data sets share.
 
-    A data set gives its `table` (see read_labels), its pairs, and `image_modes` where it takes other than RGB.
+    What the transform returns besides image and labels stands between labels and name. A data set gives its `table`
+    (see read_labels), its pairs, and `image_modes` where it takes other than RGB.
     """
 
     table: Tensor
@@ -31,15 +32,14 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
+    def __getitem__(self, index: int) -> tuple:
         image_path, label_path = self.pairs[index]
         image, labels = read_image(image_path, self.image_modes), read_labels(label_path, self.table)
         if image.shape[1:] != labels.shape:
             sizes = [f"{width}x{height}" for height, width in (image.shape[1:], labels.shape)]
             raise ValueError(f"{image_path} is {sizes[0]} but its label map {label_path} is {sizes[1]}")
-        if self.transform:
-            image, labels = self.transform(image, labels)
-        return image, labels, image_path.relative_to(self.root).as_posix()
+        sample = self.transform(image, labels) if self.transform else (image, labels)
+        return *sample, image_path.relative_to(self.root).as_posix()
 
 
 def pair_files(

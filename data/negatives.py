@@ -18,15 +18,25 @@ class MaskedPatches(Dataset):
     pixels times a factor drawn from `scale`, and a square of `size` pixels cut out at random. The mask is, every
     other time, a random rectangle, else the union of two label ids of the patch drawn with replacement (the
     released code's rule).
+
+    rare_below   for COCO20: two_ids draws only from ids with fewer pixels than this in the patch (10,000 in the
+                 release), so that things rather than walls and skies are pasted; None for streets: from all
     """
 
-    def __init__(self, dataset: Dataset, resize: int, size: int, scale: tuple[float, float] = (1.0, 1.0)):
+    def __init__(
+        self,
+        dataset: Dataset,
+        resize: int,
+        size: int,
+        scale: tuple[float, float] = (1.0, 1.0),
+        rare_below: int | None = None,
+    ):
         if not SMALLEST_SIDE < size <= resize * scale[0]:
             raise ValueError(
                 f"negative_size {size} must be over {SMALLEST_SIDE} and at most {resize * scale[0]:g} pixels, "
                 f"negative_resize {resize} times the least negative_scale {scale[0]}"
             )
-        self.dataset, self.resize, self.size, self.scale = dataset, resize, size, scale
+        self.dataset, self.resize, self.size, self.scale, self.rare_below = dataset, resize, size, scale, rare_below
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -34,8 +44,8 @@ class MaskedPatches(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         image, ids, name = self.dataset[index]
         factor = torch.empty(()).uniform_(*self.scale).item() * self.resize / min(image.shape[1:])
-        patch, ids = scaled_crop(image, ids, factor, self.size, self.dataset.mean_colour)
-        mask = random_rectangle(self.size) if torch.rand(()) < 0.5 else two_ids(ids)
+        patch, ids, _ = scaled_crop(image, ids, factor, self.size, self.dataset.mean_colour)
+        mask = random_rectangle(self.size) if torch.rand(()) < 0.5 else two_ids(ids, self.rare_below)
         return patch, mask & (ids != IGNORE), name
 
 
@@ -49,9 +59,16 @@ def random_rectangle(size: int) -> Tensor:
     return mask
 
 
-def two_ids(ids: Tensor) -> Tensor:
-    """True on the pixels of two ids of the map, drawn with replacement: now and then on those of one."""
-    present = ids.unique()
+def two_ids(ids: Tensor, rare_below: int | None = None) -> Tensor:
+    """True on the pixels of two ids of the map, drawn with replacement: now and then on those of one.
+
+    rare_below   only ids with fewer pixels take part; where there is none, the rarest id is taken (the lowest of
+                 several). None: all ids take part
+    """
+    present, counts = ids.unique(return_counts=True)
+    if rare_below is not None:
+        rare = counts < rare_below
+        present = present[rare] if rare.any() else present[counts == counts.min()][:1]
     return torch.isin(ids, present[torch.randint(len(present), (2,))])
 
 
@@ -68,52 +85,105 @@ def draw_corner(image_size: tuple[int, int], patch_size: tuple[int, int]) -> Ten
     return torch.tensor([draw_integer(0, image - patch) for patch, image in zip(patch_size, image_size, strict=True)])
 
 
+def permitted_places(patch: int, *spans: tuple[int, int]) -> tuple[int, int]:
+    """Least and greatest place of a patch's first pixel, along one axis on which it is `patch` pixels long.
+
+    Of each span (first pixel, length), the patch lies inside or, where it is longer, covers all of it. The spans are
+    the image, from 0, and its content, which lies inside it. The place is negative where the patch begins before
+    the image.
+    """
+    least = max(min(first, first + length - patch) for first, length in spans)
+    greatest = min(max(first, first + length - patch) for first, length in spans)
+    return least, greatest
+
+
+def place_negative(
+    patch: Tensor, mask: Tensor, image_size: tuple[int, int], content: tuple[int, int, int, int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The patch (3, h, w), its mask (h, w) bool cleared outside the content, and the corner (2,) int64 to paste it at.
+
+    The corner is uniform over the permitted places of each axis: inside the content, or where the content is
+    shorter, those where the patch covers it. A patch that is larger than the image (height, width) is cut to it, at
+    a random place. `content` is top, left, height, width; None is the whole image.
+    """
+    top, left, height, width = content or (0, 0, *image_size)
+    row = draw_integer(*permitted_places(patch.shape[1], (0, image_size[0]), (top, height)))
+    column = draw_integer(*permitted_places(patch.shape[2], (0, image_size[1]), (left, width)))
+    inside = torch.zeros_like(mask)
+    inside[max(0, top - row) : top + height - row, max(0, left - column) : left + width - column] = True
+    seen = (..., slice(max(0, -row), image_size[0] - row), slice(max(0, -column), image_size[1] - column))
+    return patch[seen], (mask & inside)[seen], torch.tensor([max(0, row), max(0, column)])
+
+
 def paste(images: Tensor, labels: Tensor, patches: Tensor, masks: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
-    """New images and labels with one masked patch in each; pasted pixels are labelled OUTLIER.
+    """New images and labels with masked patches in them; pasted pixels are labelled OUTLIER.
 
     images   (B, 3, H, W); labels (B, H, W)
-    patches  (B, 3, h, w); masks (B, h, w) bool, True where the patch shows
-    corners  (B, 2) row and column of the patch's upper left pixel, such that it lies inside the image
+    patches  (B, 3, h, w), or (B, n, 3, h, w) for n patches in each image, of which a later one covers earlier ones
+    masks    (B, h, w) or (B, n, h, w) bool, True where the patch shows
+    corners  (B, 2) or (B, n, 2) row and column of the patch's upper left pixel, such that it lies inside the image
 
     Nothing is changed in place, and gradients flow to images and patches.
     """
+    if patches.dim() == 4:
+        patches, masks, corners = patches[:, None], masks[:, None], corners[:, None]
     height, width = images.shape[2:]
-    placed, shown = [], []
-    for patch, mask, (row, column) in zip(patches, masks, corners.tolist(), strict=True):
-        border = (column, width - column - patch.shape[2], row, height - row - patch.shape[1])
-        assert min(border) >= 0, f"patch at {row}, {column} leaves the image; draw its corner with draw_corner"
-        placed.append(F.pad(patch, border))
-        shown.append(F.pad(mask, border))
-    shown = torch.stack(shown)
-    images = torch.where(shown[:, None], torch.stack(placed).to(images.dtype), images)
-    return images, labels.masked_fill(shown, OUTLIER)
+    for number in range(patches.shape[1]):
+        placed, shown = [], []
+        parts = zip(patches[:, number], masks[:, number], corners[:, number].tolist(), strict=True)
+        for patch, mask, (row, column) in parts:
+            border = (column, width - column - patch.shape[2], row, height - row - patch.shape[1])
+            assert min(border) >= 0, f"patch at {row}, {column} leaves the image; draw its corner with draw_corner"
+            placed.append(F.pad(patch, border))
+            shown.append(F.pad(mask, border))
+        shown = torch.stack(shown)
+        images = torch.where(shown[:, None], torch.stack(placed).to(images.dtype), images)
+        labels = labels.masked_fill(shown, OUTLIER)
+    return images, labels
 
 
 class WithNegatives(Dataset):
-    """A data set whose samples carry a negative: (image, labels, patch, mask, corner, name), not yet pasted.
+    """A data set whose samples carry negatives, not yet pasted, each drawn anew from torch's generator with its place.
 
-    The negative and its place are drawn anew each time, from torch's generator.
+    Samples (image, labels, patch (3, S, S), mask (S, S), corner (2,), name), or with a count n over 1 (image, labels,
+    patches (n, 3, S, S), masks (n, S, S), corners (n, 2), name): what `paste` takes. Where the data set's samples
+    carry the crop's content, (image, labels, content, name), negatives show only inside it; see place_negative. In an
+    image smaller than S they are cut to its size.
     """
 
-    def __init__(self, dataset: Dataset, negatives: MaskedPatches):
-        self.dataset, self.negatives = dataset, negatives
+    def __init__(self, dataset: Dataset, negatives: MaskedPatches, count: int = 1):
+        if count < 1:
+            raise ValueError(f"{count} negatives for each image: there must be at least 1")
+        self.dataset, self.negatives, self.count = dataset, negatives, count
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, str]:
-        image, labels, name = self.dataset[index]
-        patch, mask, source = self.negatives[draw_integer(0, len(self.negatives) - 1)]
-        corner = draw_corner(image.shape[1:], patch.shape[1:])
-        return image, labels, patch, mask, corner, f"{name} with {source}"
+        image, labels, placed, name = self.drawn(index)
+        parts = placed[0] if self.count == 1 else [torch.stack(tensors) for tensors in zip(*placed, strict=True)]
+        return image, labels, *parts, name
+
+    def drawn(self, index: int) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor, Tensor]], str]:
+        """Image, labels, (patch, mask, corner) of each negative, name."""
+        image, labels, *content, name = self.dataset[index]
+        content = tuple(content[0].tolist()) if content else None
+        placed, sources = [], []
+        for _ in range(self.count):
+            patch, mask, source = self.negatives[draw_integer(0, len(self.negatives) - 1)]
+            placed.append(place_negative(patch, mask, tuple(image.shape[1:]), content))
+            sources.append(source)
+        return image, labels, placed, f"{name} with {', '.join(sources)}"
 
 
 class WithFixedNegatives(Dataset):
-    """Samples (image, labels, name) with a negative pasted in, the same one at every visit: for validation."""
+    """Samples (image, labels, name) with `count` negatives pasted in, the same at every visit: for validation.
 
-    def __init__(self, dataset: Dataset, negatives: MaskedPatches, seed: int = 0):
-        self.samples, self.seed = WithNegatives(dataset, negatives), seed
-        self[0]  # a negative that is larger than the frames shows now, not after the first epoch
+    A negative that is larger than the image, as among small photographs, is cut to it.
+    """
+
+    def __init__(self, dataset: Dataset, negatives: MaskedPatches, count: int = 1, seed: int = 0):
+        self.samples, self.seed = WithNegatives(dataset, negatives, count), seed
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -121,6 +191,8 @@ class WithFixedNegatives(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed * len(self) + index)
-            *tensors, name = self.samples[index]
-        images, labels = paste(*(tensor[None] for tensor in tensors))
-        return images[0], labels[0], name
+            image, labels, placed, name = self.samples.drawn(index)
+        image, labels = image[None], labels[None]
+        for negative in placed:  # one by one: they may differ in size
+            image, labels = paste(image, labels, *(part[None] for part in negative))
+        return image[0], labels[0], name

@@ -87,11 +87,11 @@ def training_loader(
     )
 
 
-def evaluation_loader(dataset: Dataset, workers: int, device: torch.device) -> DataLoader:
-    """The samples in their order, one at a time: frames may differ in size."""
+def evaluation_loader(dataset: Dataset, workers: int, device: torch.device, batch_size: int = 1) -> DataLoader:
+    """The samples in their order; one at a time, for frames may differ in size."""
     return DataLoader(
         SeededSamples(dataset, seed=0),
-        batch_size=1,
+        batch_size,
         sampler=[(0, index) for index in range(len(dataset))],
         num_workers=workers,
         collate_fn=collate,
@@ -122,7 +122,7 @@ def dead_worker_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker"):  # "Caught ... in DataLoader worker" is a worker's own error
             raise
         raise ChildProcessError(
             f"a loader process died ({str(error).splitlines()[0]}); most often memory or /dev/shm ran out: "
@@ -149,17 +149,28 @@ def collate(samples: list) -> list | Exception:
 def to_device(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
     """Pixels travel as uint8: images (B, 3, H, W) become float32 in 0..1 on the device, label maps (B, H, W) int64.
 
-    Images are laid out channels_last, the faster order for convolutions on CPU and CUDA alike.
+    n patches for each image, (B, n, 3, h, w), become floats as well. Images are laid out channels_last, the faster
+    order for convolutions on CPU and CUDA alike.
     """
     moved = []
     for tensor in tensors:
         tensor = tensor.to(device, non_blocking=True)
         if tensor.dtype == torch.uint8 and tensor.dim() == 4:
             tensor = tensor.to(torch.float32, memory_format=torch.channels_last) / 255
+        elif tensor.dtype == torch.uint8 and tensor.dim() == 5:
+            tensor = tensor.float() / 255
         elif tensor.dtype == torch.uint8:
             tensor = tensor.long()
         moved.append(tensor)
     return moved
+
+
+@contextlib.contextmanager
+def same_noise(device: torch.device) -> Iterator[None]:
+    """What is drawn inside is the same at every visit, and takes nothing from the training's random numbers."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
 
 
 def leave_interrupts_to_the_main_process(worker: int) -> None:

@@ -13,13 +13,10 @@ from data import (
     ADE20K,
     MaskedPatches,
     StreetHazards,
-    WithFixedNegatives,
     WithNegatives,
-    draw_corner,
     paste,
     train_transform,
 )
-from data.negatives import random_rectangle, two_ids
 from data.transforms import scaled_crop
 from labels import IGNORE, OUTLIER
 
@@ -47,8 +44,10 @@ def street_files(root, split="training", name="t1/000.png", image=None, stored=N
 
 def photograph_files(root, name="a", image=None, ids=None, mode=None):
     """One photograph in ADE20K's layout"""
-    return (write(root / f"images/training/{name}.jpg", noise(40, 40) if image is None else image, mode),
-            write(root / f"annotations/training/{name}.png", np.zeros((40, 40), np.uint8) if ids is None else ids))
+    return (
+        write(root / f"images/training/{name}.jpg", noise(40, 40) if image is None else image, mode),
+        write(root / f"annotations/training/{name}.png", np.zeros((40, 40), np.uint8) if ids is None else ids),
+    )
 
 
 class Pictures(Dataset):
@@ -87,8 +86,20 @@ def test_stored_values_become_the_known_classes_outlier_and_ignore(tmp_path):
     assert labels.dtype == image.dtype == torch.uint8
     assert name == "train/images/training/t1/000.png"
     assert StreetHazards.num_classes == len(set(STORED.values()) - {OUTLIER, IGNORE}) == 12
-    assert list(StreetHazards.class_colours) == ["background", "building", "fence", "person", "pole", "street lines",
-                                                 "road", "sidewalk", "vegetation", "car", "wall", "traffic sign"]
+    assert list(StreetHazards.class_colours) == [
+        "background",
+        "building",
+        "fence",
+        "person",
+        "pole",
+        "street lines",
+        "road",
+        "sidewalk",
+        "vegetation",
+        "car",
+        "wall",
+        "traffic sign",
+    ]
 
 
 @pytest.mark.parametrize("value", [0, 15, 254, 255])
@@ -163,7 +174,7 @@ def test_the_folders_above_may_have_any_name(folder, tmp_path):
     for town, value in (("t5", 1), ("t6", 14)):
         street_files(root, "test", f"{town}/images_t6.png", stored=np.full((4, 6), value, np.uint8))
     for town, label in (("t5", 0), ("t6", OUTLIER)):
-        (_, labels, name), = StreetHazards(root, town)
+        ((_, labels, name),) = StreetHazards(root, town)
         assert name == f"test/images/test/{town}/images_t6.png"
         assert labels.unique().tolist() == [label]
 
@@ -322,7 +333,7 @@ def test_a_crop_at_factor_one_is_cut_out_exactly():
     torch.manual_seed(0)
     image, labels = smooth_noise(50, 70)
     for _ in range(20):
-        crop, crop_labels = scaled_crop(image, labels, 1.0, 32, MEAN)
+        crop, crop_labels, _ = scaled_crop(image, labels, 1.0, 32, MEAN)
         both = torch.cat([image, labels[None]]), torch.cat([crop, crop_labels[None]])
         assert nearest_place(*both, margin=0) == 0
 
@@ -334,7 +345,7 @@ def test_a_scaled_crop_is_a_part_of_the_resized_image(factor):
     size = (round(96 * factor), round(120 * factor))
     whole = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0]
     for _ in range(4):
-        crop, crop_labels = scaled_crop(image, labels, factor, 32, MEAN)
+        crop, crop_labels, _ = scaled_crop(image, labels, factor, 32, MEAN)
         assert crop.shape == (3, 32, 32)
         assert crop_labels.shape == (32, 32)
         assert nearest_place(whole, crop, margin=4) < 3 / factor  # of 255: the place is rounded to source pixels
@@ -370,7 +381,7 @@ def test_what_lies_beyond_the_image_is_exactly_mean_colour_and_ignore(height, wi
     torch.manual_seed(0)
     image, labels = torch.full((3, height, width), 200, dtype=torch.uint8), torch.full((height, width), 7).byte()
     for _ in range(10):
-        crop, crop_labels = scaled_crop(image, labels, factor, 32, MEAN)
+        crop, crop_labels, _ = scaled_crop(image, labels, factor, 32, MEAN)
         beyond = crop_labels == IGNORE
         assert (crop_labels[~beyond] == 7).all()
         assert (crop[:, ~beyond] == 200).all()
@@ -385,7 +396,7 @@ def test_a_small_image_is_whole_and_unchanged_anywhere_in_its_crop():
     image, labels = ramp(6, 7)
     corners = Counter()
     for _ in range(800):
-        crop, crop_labels = scaled_crop(image, labels, 1.0, 10, MEAN)
+        crop, crop_labels, _ = scaled_crop(image, labels, 1.0, 10, MEAN)
         row, column = (crop_labels != IGNORE).nonzero()[0].tolist()
         assert crop[:, row : row + 6, column : column + 7].equal(image)
         assert crop_labels[row : row + 6, column : column + 7].equal(labels)
@@ -399,7 +410,7 @@ def test_crops_fall_uniformly_on_the_image_up_to_its_corners():
     image, labels = ramp(12, 15)
     corners = Counter()
     for _ in range(3500):
-        crop, _ = scaled_crop(image, labels, 1.0, 8, MEAN)
+        crop, _, _ = scaled_crop(image, labels, 1.0, 8, MEAN)
         corners[int(crop[1, 0, 0]), int(crop[0, 0, 0])] += 1
     assert corners.keys() == {(row, column) for row in range(5) for column in range(8)}
     expected = 3500 / 40
@@ -462,294 +473,32 @@ def test_a_transform_is_applied_to_image_and_labels(tmp_path):
     assert crop_labels.tolist() == [[STORED[value % 13 + 1] for value in row] for row in crop[0].tolist()]
 
 
-# Pasting
-
-
-def paste_slowly(images, labels, patches, masks, corners):
-    images, labels = images.clone(), labels.clone()
-    for number, (row, column) in enumerate(corners.tolist()):
-        for y, x in masks[number].nonzero().tolist():
-            images[number, :, row + y, column + x] = patches[number, :, y, x]
-            labels[number, row + y, column + x] = OUTLIER
-    return images, labels
-
-
-def a_paste(seed=0, dtype=torch.float64):
-    """Four images and patches, one corner at each corner of the image, and masks with holes"""
-    generator = torch.Generator().manual_seed(seed)
-    images, patches = (torch.rand(4, 3, *size, generator=generator, dtype=dtype) for size in ((9, 11), (4, 5)))
-    labels = torch.randint(12, (4, 9, 11), generator=generator)
-    labels[:, 4] = IGNORE
-    masks = torch.rand(4, 4, 5, generator=generator) < 0.6
-    corners = torch.tensor([[0, 0], [0, 6], [5, 0], [5, 6]])
-    return images, labels, patches, masks, corners
-
-
-def test_exactly_the_masked_pixels_are_pasted_and_become_outliers():
-    parts = a_paste()
-    images, labels = paste(*parts)
-    expected_images, expected_labels = paste_slowly(*parts)
-    assert images.equal(expected_images)
-    assert labels.equal(expected_labels)
-    assert (labels == OUTLIER).sum() == parts[3].sum()
-
-
-def test_pasting_is_the_same_for_uint8():
-    images, labels, patches, *place = a_paste()
-    bytes_of = [(255 * tensor).to(torch.uint8) for tensor in (images, patches)]
-    for ours, theirs in zip(paste(bytes_of[0], labels.byte(), bytes_of[1], *place),
-                            paste_slowly(bytes_of[0], labels.byte(), bytes_of[1], *place), strict=True):  # fmt: skip
-        assert ours.equal(theirs)
-        assert ours.dtype == torch.uint8
-
-
-def test_pasting_changes_nothing_in_place():
-    parts = a_paste()
-    before = [tensor.clone() for tensor in parts]
-    images, labels = paste(*parts)
-    images.zero_()
-    labels.zero_()
-    assert all(tensor.equal(original) for tensor, original in zip(parts, before, strict=True))
-
-
-def test_an_empty_mask_pastes_nothing():
-    images, labels, patches, masks, corners = a_paste()
-    same_images, same_labels = paste(images, labels, patches, torch.zeros_like(masks), corners)
-    assert same_images.equal(images)
-    assert same_labels.equal(labels)
-
-
-def test_a_patch_of_the_images_size_covers_it():
-    images, labels, *_ = a_paste()
-    covered, outliers = paste(images, labels, 1 - images, torch.ones(4, 9, 11).bool(), torch.zeros(4, 2).long())
-    assert covered.equal(1 - images)
-    assert (outliers == OUTLIER).all()
-
-
-def test_a_patch_beyond_the_image_is_a_programming_mistake():
-    images, labels, patches, masks, _ = a_paste()
-    for row, column in ((-1, 0), (0, -1), (6, 0), (0, 7)):
-        with pytest.raises(AssertionError, match="leaves the image"):
-            paste(images, labels, patches, masks, torch.tensor([[0, 0]] * 3 + [[row, column]]))
-
-
-def test_gradients_flow_to_images_and_patches_where_each_is_seen():
-    images, labels, patches, masks, corners = a_paste()
-    images.requires_grad_()
-    patches.requires_grad_()
-    weights = torch.rand_like(images)
-    (paste(images, labels, patches, masks, corners)[0] * weights).sum().backward()
-    where = paste_slowly(torch.zeros(4, 3, 9, 11), labels, torch.ones(4, 3, 4, 5), masks, corners)[0].bool()
-    assert images.grad.equal(weights.masked_fill(where, 0))
-    for number, (row, column) in enumerate(corners.tolist()):
-        seen = weights[number, :, row : row + 4, column : column + 5] * masks[number]
-        assert patches.grad[number].equal(seen)
-
-
-def test_corners_are_uniform_over_the_places_where_a_patch_fits():
+@pytest.mark.parametrize("scale", [(0.5, 2.0), (0.05, 0.5), (1.0, 1.0)])
+def test_the_content_of_a_crop_is_where_its_image_is_past_the_flip(scale):
     torch.manual_seed(0)
-    corners = Counter(tuple(draw_corner((7, 9), (4, 6)).tolist()) for _ in range(1600))
-    assert corners.keys() == {(row, column) for row in range(4) for column in range(4)}
-    assert all(abs(count - 100) < 45 for count in corners.values())
-    assert draw_corner((7, 9), (7, 9)).tolist() == [0, 0]
-    assert draw_corner((7, 9), (4, 6)).dtype == torch.int64
+    transform, plain = (train_transform(32, scale, MEAN, with_content) for with_content in (True, False))
+    lefts = set()
+    for _ in range(300):
+        height, width = torch.randint(8, 80, (2,)).tolist()
+        image, labels = torch.full((3, height, width), 200, dtype=torch.uint8), torch.full((height, width), 7).byte()
+        state = torch.get_rng_state()
+        crop, crop_labels, content = transform(image, labels)
+        assert content.dtype == torch.int64
+        rows, columns = ((crop_labels != IGNORE).any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+        assert content.tolist() == [rows[0], columns[0], len(rows), len(columns)]
+        lefts.add(int(content[1]))
+        torch.set_rng_state(state)
+        assert all(a.equal(b) for a, b in zip(plain(image, labels), (crop, crop_labels), strict=True))
+    assert len(lefts) > 10
 
 
-@pytest.mark.parametrize("patch", [(8, 4), (4, 10), (8, 10)])
-def test_a_patch_larger_than_the_image_is_refused(patch):
-    with pytest.raises(ValueError, match=f"patch of {patch[1]}x{patch[0]} pixels is larger than the image of 9x7"):
-        draw_corner((7, 9), patch)
-
-
-# Masks of negatives
-
-
-def rectangle_of(mask):
-    """((top, left), (height, width)) of the mask's bounding box"""
-    rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
-    return (rows[0], columns[0]), (rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1)
-
-
-def test_random_rectangles_are_solid_with_sides_16_24_and_so_on_below_the_patchs():
-    torch.manual_seed(0)
-    sides, corners, square = (Counter(), Counter()), set(), 0
-    for _ in range(900):
-        mask = random_rectangle(40)
-        assert mask.shape == (40, 40)
-        (top, left), (height, width) = rectangle_of(mask)
-        assert mask.sum() == height * width
-        sides[0][height] += 1
-        sides[1][width] += 1
-        square += height == width
-        corners |= {(top == 0, left == 0, top + height == 40, left + width == 40)}
-    for side in sides:
-        assert side.keys() == {16, 24, 32}  # 40 itself is not below 40
-        assert all(abs(count - 300) < 60 for count in side.values())
-    assert abs(square - 300) < 60  # height and width are drawn independently
-    assert {(True, True, False, False), (False, False, True, True)} <= corners
-    assert {(True, False, False, True), (False, True, True, False)} <= corners
-
-
-def test_a_mask_is_the_union_of_two_ids_and_sometimes_of_one():
-    torch.manual_seed(0)
-    ids = torch.randint(4, (12, 12), dtype=torch.uint8) * 50  # 0 is an id like any other
-    found = Counter()
-    for _ in range(800):
-        mask = two_ids(ids)
-        inside, outside = set(ids[mask].tolist()), set(ids[~mask].tolist())
-        assert not inside & outside
-        found[tuple(sorted(inside))] += 1
-    assert len(found) == 4 + 6
-    for chosen, count in found.items():  # with replacement: a pair has two orders
-        assert abs(count - (50 if len(chosen) == 1 else 100)) < 45, chosen
-
-
-def test_a_patch_of_one_id_is_pasted_whole():
-    assert two_ids(torch.full((4, 4), 9, dtype=torch.uint8)).all()
-
-
-def test_every_other_mask_is_a_rectangle():
-    torch.manual_seed(0)
-    checkers = (torch.arange(24)[:, None] + torch.arange(24)) % 2
-    negatives = MaskedPatches(Pictures((torch.zeros(3, 24, 24, dtype=torch.uint8), checkers.byte())), 24, 24)
-    rectangles = 0
-    for _ in range(600):
-        _, mask, _ = negatives[0]
-        of_ids = any(mask.equal(union) for union in (checkers == 0, checkers == 1, checkers >= 0))
-        (_, sides) = rectangle_of(mask)
-        rectangles += not of_ids
-        assert of_ids or sides == (16, 16)
-    assert abs(rectangles - 300) < 50
-
-
-@pytest.mark.parametrize("resize, size", [(64, 16), (64, 8), (32, 33), (16, 24)])
-def test_a_patch_size_that_cannot_be_is_refused(resize, size):
-    with pytest.raises(ValueError, match=f"negative_size {size} must be over 16 and at most {resize} pixels"):
-        MaskedPatches(Pictures(), resize, size)
-
-
-def test_a_drawn_scale_makes_patches_of_half_to_twice_the_size():
-    torch.manual_seed(0)
-    negatives = MaskedPatches(Pictures(ramp(120, 160)), 60, 30, scale=(0.5, 2.0))
-    shown = [int(patch[1].max()) - int(patch[1].min()) + 1 for patch, _, _ in (negatives[0] for _ in range(300))]
-    assert min(shown) == pytest.approx(30, abs=2)  # rows of the picture, at twice the size of 60
-    assert max(shown) == pytest.approx(120, abs=6)  # at half of it; a border pixel is a mean of several rows
-    with pytest.raises(ValueError, match=r"at most 30 pixels, negative_resize 60 times the least negative_scale 0\.5"):
-        MaskedPatches(Pictures(), 60, 31, scale=(0.5, 2.0))
-
-
-@pytest.mark.parametrize("resize, size", [(17, 17), (24, 24), (64, 17)])
-def test_the_smallest_and_the_largest_patch_work(resize, size):
-    torch.manual_seed(0)
-    image, ids = smooth_noise(48, 60)
-    negatives = MaskedPatches(Pictures((image, ids)), resize, size)
-    for _ in range(20):
-        patch, mask, _ = negatives[0]
-        assert patch.shape == (3, size, size)
-        assert patch.dtype == torch.uint8
-        assert mask.shape == (size, size)
-        assert mask.dtype == torch.bool
-
-
-@pytest.mark.parametrize("height, width", [(40, 100), (100, 40), (37, 53), (333, 500), (16, 16)])
-def test_a_patch_never_shows_beyond_its_picture(height, width):
-    torch.manual_seed(0)
-    image, ids = torch.full((3, height, width), 200, dtype=torch.uint8), torch.zeros(height, width, dtype=torch.uint8)
-    negatives = MaskedPatches(Pictures((image, ids)), 48, 48)
-    assert all((negatives[0][0] == 200).all() for _ in range(5))  # the short side is the patch's
-
-
-def test_the_short_side_is_resized():
-    torch.manual_seed(0)
-    image, ids = ramp(40, 200)
-    patches = [MaskedPatches(Pictures((image, ids)), 80, 80)[0][0] for _ in range(20)]
-    for patch in patches:  # twice as large: all 40 rows and 40 of the columns are seen
-        assert patch[1].min() == 0
-        assert patch[1].max() == 39
-        assert abs(int(patch[0].max()) - int(patch[0].min()) - 39) <= 1
-    assert len({int(patch[0].min()) for patch in patches}) > 10
-
-
-def test_a_mask_is_never_on_ignored_pixels():
-    torch.manual_seed(0)
-    image, ids = torch.zeros(3, 32, 32, dtype=torch.uint8), torch.zeros(32, 32, dtype=torch.uint8)
-    ids[:, 10:] = IGNORE
-    negatives = MaskedPatches(Pictures((image, ids)), 32, 32)
-    masks = [negatives[0][1] for _ in range(40)]
-    assert any(mask.any() for mask in masks)
-    assert not any(mask[:, 10:].any() for mask in masks)
-
-
-# Scenes with negatives
-
-
-def scenes_and_negatives():
-    scenes = Pictures(*((torch.full((3, 40, 50), shade, dtype=torch.uint8), torch.full((40, 50), shade // 10).byte())
-                        for shade in (10, 20, 30)))  # fmt: skip
-    things = Pictures(*((torch.full((3, 30, 30), shade, dtype=torch.uint8), torch.zeros(30, 30).byte())
-                        for shade in (210, 220, 230, 240)))  # fmt: skip
-    return scenes, MaskedPatches(things, 24, 20)
-
-
-def test_a_sample_with_a_negative_has_its_parts_and_names_both_files():
-    torch.manual_seed(0)
-    scenes, negatives = scenes_and_negatives()
-    samples = WithNegatives(scenes, negatives)
-    assert len(samples) == 3
-    sources, corners = Counter(), set()
-    for _ in range(400):
-        image, labels, patch, mask, corner, name = samples[1]
-        assert (image == 20).all()  # not yet pasted
-        assert (labels == 2).all()
-        number = int(patch[0, 0, 0]) // 10 - 21
-        assert name == f"picture 1 with picture {number}"
-        assert (patch.shape, mask.shape, mask.dtype) == ((3, 20, 20), (20, 20), torch.bool)
-        assert 0 <= corner[0] <= 20
-        assert 0 <= corner[1] <= 30
-        sources[number] += 1
-        corners.add(tuple(corner.tolist()))
-    assert sources.keys() == {0, 1, 2, 3}
-    assert all(abs(count - 100) < 45 for count in sources.values())
-    assert {row for row, _ in corners} == set(range(21))
-    assert {column for _, column in corners} == set(range(31))
-
-
-def test_a_negative_too_large_for_its_scene_is_refused():
-    _, negatives = scenes_and_negatives()
-    small = Pictures((torch.zeros(3, 19, 50, dtype=torch.uint8), torch.zeros(19, 50).byte()))
-    told = told_by(ValueError, WithNegatives(small, negatives))
-    assert "20x20 pixels is larger than the image of 50x19" in told
-    assert "lower negative_size" in told
-
-
-def test_fixed_negatives_are_pasted_and_the_same_at_every_visit():
-    scenes, negatives = scenes_and_negatives()
-    torch.manual_seed(1)
-    first = list(WithFixedNegatives(scenes, negatives))
-    torch.manual_seed(2)
-    again = WithFixedNegatives(scenes, negatives)
-    assert len(first) == len(again) == 3
-    for index in (2, 0, 1, 0):
-        for ours, theirs in zip(first[index], again[index], strict=True):
-            assert ours == theirs if isinstance(ours, str) else ours.equal(theirs)
-    for index, (image, labels, name) in enumerate(first):
-        pasted = labels == OUTLIER
-        assert pasted.any()
-        assert (image[:, pasted] >= 210).all()
-        assert (image[:, ~pasted] == 10 * (index + 1)).all()
-        assert (labels[~pasted] == index + 1).all()
-        assert name.startswith(f"picture {index} with picture ")
-    others = WithFixedNegatives(scenes, negatives, seed=1)
-    assert not all(others[index][0].equal(first[index][0]) for index in range(3))
-
-
-def test_fixed_negatives_leave_torchs_generator_as_it_was():
-    samples = WithFixedNegatives(*scenes_and_negatives())
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    list(samples)
-    assert torch.rand(3).equal(expected)
+def test_what_a_transform_returns_besides_stands_before_the_name(tmp_path):
+    street_files(tmp_path)
+    transform = train_transform(8, (1.0, 1.0), MEAN, with_content=True)
+    image, labels, content, name = StreetHazards(tmp_path, "training", transform)[0]
+    assert image.shape == (3, 8, 8) and labels.shape == (8, 8)
+    assert content[2:].tolist() == [4, 6]
+    assert name == "train/images/training/t1/000.png"
 
 
 # Real data, where they are
@@ -799,14 +548,7 @@ def test_real_negatives_are_pasted_into_real_streets(real_data):
     assert outliers > 0
 
 
-def test_a_negative_larger_than_a_validation_frame_is_refused_at_once(tmp_path):
-    scenes, _ = scenes_and_negatives()
-    things = Pictures((torch.zeros(3, 80, 80, dtype=torch.uint8), torch.ones(80, 80, dtype=torch.uint8)))
-    with pytest.raises(ValueError, match=r"80x80 pixels is larger than the image.*negative_size"):
-        WithFixedNegatives(scenes, MaskedPatches(things, 80, 80))
-
-
 def test_labels_are_taken_from_the_middle_of_what_a_pixel_covers():
     columns = torch.arange(8, dtype=torch.uint8).expand(8, 8)
-    _, labels = scaled_crop(torch.zeros(3, 8, 8, dtype=torch.uint8), columns, 0.5, 4, (0, 0, 0))
+    _, labels, _ = scaled_crop(torch.zeros(3, 8, 8, dtype=torch.uint8), columns, 0.5, 4, (0, 0, 0))
     assert labels[0].tolist() == [1, 3, 5, 7]  # the pixel that holds the centre (2 i + 1), not the first

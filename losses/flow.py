@@ -1,0 +1,31 @@
+"""The flow's losses, where it draws the negatives (Hybrid Open-set Segmentation, TPAMI 2024)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def bits_per_dimension(log_prob: Tensor, values_per_image: int) -> Tensor:
+    """The mean over images of -log p / (ln 2 * number of values), a scalar.
+
+    log_prob  (B,) nats, of images of values_per_image whole numbers each (three per pixel)
+    """
+    return -log_prob.mean() / (math.log(2) * values_per_image)
+
+
+def jensen_shannon_to_uniform(class_logits: Tensor, outlier_mask: Tensor, count: int | Tensor | None = None) -> Tensor:
+    """Jensen-Shannon divergence between P(y | x) and the uniform distribution, summed over the outliers / count.
+
+    class_logits  (B, K, H, W) raw; outlier_mask (B, H, W) bool
+    count         the divisor, where it is not the number of outliers here
+    returns       a scalar, 0 (uniform, or no outlier) up to less than ln 2 nats; computed in float32 under autocast
+    """
+    log_posterior = class_logits.float().log_softmax(1)
+    log_uniform = -math.log(class_logits.shape[1])
+    log_mean = torch.logaddexp(log_posterior, torch.full_like(log_posterior, log_uniform)) - math.log(2)
+    to_posterior = (log_posterior.exp() * (log_posterior - log_mean)).sum(1)
+    to_uniform = (math.exp(log_uniform) * (log_uniform - log_mean)).sum(1)
+    divergence = (to_posterior + to_uniform) / 2
+    count = outlier_mask.sum() if count is None else torch.as_tensor(count)
+    return divergence.where(outlier_mask, 0).sum() / count.clamp(min=1)

@@ -1,0 +1,427 @@
+"""DenseFlow (NeurIPS 2021): a normalizing flow of images, from which synthetic negatives are drawn (TPAMI 2024).
+
+Every layer gives its output and what it adds to the log-likelihood. Cross-unit coupling appends noise channels
+between the steps of a block, and transitions drop half of the channels, so that an image has many latents:
+log_prob is a lower bound in expectation over the noise drawn. Attribute names are those of the released
+checkpoints. All noise comes from torch.rand and torch.randn.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+LEVELS = 256  # of a stored pixel value
+LOG_2_PI = math.log(2 * math.pi)
+
+
+def denseflow_25_6(checkpointing: bool = False) -> "DenseFlow":
+    """DenseFlow-25-6, 35.7 million parameters, with random weights.
+
+    checkpointing  run the coupling networks again in the backward pass instead of keeping what they computed
+    """
+    return DenseFlow(steps=(3, 2, 1), layers=(3, 4, 8), growth=6, width=32, checkpointing=checkpointing)
+
+
+class DenseFlow(nn.Module):
+    """A density over RGB images and a sampler of them, fully convolutional: any size whose sides divide by 8.
+
+    steps, layers  of each dense block: its steps, and the invertible layers of each step
+    growth         noise channels that cross-unit coupling appends before each step of a block but its first
+    width          channels inside the coupling networks
+    """
+
+    def __init__(
+        self,
+        steps: tuple[int, ...],
+        layers: tuple[int, ...],
+        growth: int,
+        width: int,
+        dense_layers: int = 7,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        transforms: list[nn.Module] = [Dequantization(), Shift(), Squeeze()]
+        channels = 4 * 3
+        for number, (block_steps, block_layers) in enumerate(zip(steps, layers, strict=True)):
+            if number:
+                transforms.append(Transition())
+                channels *= 2
+            block = DenseBlock(channels, block_steps, block_layers, growth, width, dense_layers, checkpointing)
+            channels = block.out_channels
+            transforms.append(block)
+        self.base_dist = ChannelGaussian(channels)
+        self.transforms = nn.ModuleList(transforms)
+        self.channels, self.stride = channels, 2 ** len(steps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.log_prob(images)
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """ln p(images) in nats, (B,), of images (B, 3, H, W) of whole numbers 0..255, whatever their dtype.
+
+        Computed in the parameters' precision under autocast too. In train mode the first call sets the ActNorm
+        layers from these images. Raises ValueError where a side does not divide by 8.
+        """
+        with without_autocast(images):
+            if self.training and not self.is_initialized():
+                self.initialize(images)
+            latent, log_likelihood, _ = self.encode(images)
+            return log_likelihood + self.base_dist.log_prob(latent)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Images -> latent (B, C, H/8, W/8), the log-likelihood (B,) but for the latent's, the dropped halves."""
+        self.check_size(*images.shape[2:])
+        features = images.to(self.base_dist.loc.dtype)
+        log_likelihood, dropped = features.new_zeros(len(images)), []
+        for transform in self.transforms:
+            if isinstance(transform, Transition):
+                features, half, gained = transform(features)
+                dropped.append(half)
+            else:
+                features, gained = transform(features)
+            log_likelihood = log_likelihood + gained
+        return features, log_likelihood, dropped
+
+    def is_initialized(self) -> bool:
+        return bool(torch.stack([layer.norm.initialized for layer in self.layers()]).all())
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Set the ActNorm layers that were never set from what reaches them when images go through the flow."""
+
+        def set_norm(layer: Layer, inputs: tuple[Tensor]) -> None:
+            if not layer.norm.initialized:
+                layer.norm.initialize(*inputs)
+
+        hooks = [layer.register_forward_pre_hook(set_norm) for layer in self.layers()]
+        try:
+            self.encode(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def layers(self) -> list["Layer"]:
+        return [module for module in self.modules() if isinstance(module, Layer)]
+
+    def sample(self, n: int, height: int, width: int) -> Tensor:
+        """n images (n, 3, height, width) in 0..255, not rounded, with gradients to all that made them.
+
+        Gradients stop at values that were clamped. Raises ValueError where a side does not divide by 8,
+        FloatingPointError for samples that are not finite.
+        """
+        self.check_size(height, width)
+        with without_autocast(self.base_dist.loc):
+            return self.decode(self.base_dist.sample(n, height // self.stride, width // self.stride))
+
+    def decode(self, latent: Tensor, dropped: list[Tensor] | None = None) -> Tensor:
+        """The image of a latent; the halves that transitions dropped are given or else drawn anew."""
+        features, left = latent, list(dropped or ())
+        for transform in reversed(self.transforms):
+            if isinstance(transform, Transition):
+                features = transform.inverse(features, left.pop() if dropped else None)
+            else:
+                features = transform.inverse(features)
+        if not features.isfinite().all():
+            raise FloatingPointError(
+                f"{(~features.isfinite()).sum()} of {features.numel()} values drawn from the flow are not finite: it "
+                "has diverged; train it with a lower learning rate, or go back to an earlier file"
+            )
+        return features.clamp(0, LEVELS - 1)
+
+    def check_size(self, height: int, width: int) -> None:
+        if height <= 0 or width <= 0 or height % self.stride or width % self.stride:
+            raise ValueError(f"a flow's images of {width}x{height} pixels: sides must be multiples of {self.stride}")
+
+
+class Dequantization(nn.Module):
+    """Whole numbers 0..255 -> [0, 1), spread evenly over each number's width."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ldj_per_dim", torch.tensor(-math.log(LEVELS)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        noise = torch.rand(images.shape, dtype=images.dtype, device=images.device)
+        return (images + noise) / LEVELS, self.ldj_per_dim * images[0].numel()
+
+    def inverse(self, features: Tensor) -> Tensor:
+        return LEVELS * features
+
+
+class Shift(nn.Module):
+    """[0, 1) -> [-1/2, 1/2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("_shift", torch.tensor(-0.5))
+        self.register_buffer("_scale", torch.tensor(1.0))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return features * self._scale + self._shift, self._scale.abs().log() * features[0].numel()
+
+    def inverse(self, features: Tensor) -> Tensor:
+        return (features - self._shift) / self._scale
+
+
+class Squeeze(nn.Module):
+    """(B, C, H, W) -> (B, 4C, H/2, W/2)."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pixel_unshuffle(features, 2), features.new_zeros(())
+
+    def inverse(self, features: Tensor) -> Tensor:
+        return F.pixel_shuffle(features, 2)
+
+
+class Transition(nn.Module):
+    """Squeeze, then keep the first half of the channels; the second is scored under a standard normal and dropped."""
+
+    def __init__(self):
+        super().__init__()
+        self.dist = nn.Module()
+        self.dist.register_buffer("buffer", torch.zeros(1))  # in the released files, and without use
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept, dropped = F.pixel_unshuffle(features, 2).chunk(2, dim=1)
+        return kept, dropped, standard_normal_log_prob(dropped)
+
+    def inverse(self, features: Tensor, dropped: Tensor | None) -> Tensor:
+        if dropped is None:
+            dropped = torch.randn(features.shape, dtype=features.dtype, device=features.device)
+        return F.pixel_shuffle(torch.cat([features, dropped], dim=1), 2)
+
+
+class DenseBlock(nn.Module):
+    """Steps of invertible layers, with noise channels appended before each but the first (cross-unit coupling)."""
+
+    def __init__(
+        self, channels: int, steps: int, layers: int, growth: int, width: int, dense_layers: int, checkpointing: bool
+    ):
+        super().__init__()
+        self.growth = growth
+        before, widths = [], [channels]  # channels of each step's input, without and with its own noise
+        self.noise_params = nn.ModuleList()
+        for _ in range(steps - 1):
+            before.append(widths[len(before) - 1] if before else channels)
+            self.noise_params.append(NoiseParameters(sum(before), growth))
+            widths.append(widths[-1] + growth)
+        self.blocks = nn.ModuleList(Step(size, layers, width, dense_layers, checkpointing) for size in widths)
+        self.out_channels = widths[-1]
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        seen = [features]
+        features, log_likelihood = self.blocks[0](features)
+        for parameters, step in zip(self.noise_params, self.blocks[1:], strict=True):
+            mean, log_scale = parameters(torch.cat(seen, dim=1))
+            seen.append(features)
+            noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
+            gained = log_scale.sum((1, 2, 3)) - standard_normal_log_prob(noise)
+            features, gained_in_step = step(torch.cat([features, mean + log_scale.exp() * noise], dim=1))
+            log_likelihood = log_likelihood + gained + gained_in_step
+        return features, log_likelihood
+
+    def inverse(self, features: Tensor) -> Tensor:
+        for step in reversed(self.blocks[1:]):
+            features = step.inverse(features)[:, : -self.growth]
+        return self.blocks[0].inverse(features)
+
+
+class NoiseParameters(nn.Module):
+    """(B, D, h, w) of what came before -> mean and log-scale (B, growth, h, w) of the noise that is appended."""
+
+    def __init__(self, channels: int, growth: int):
+        super().__init__()
+        self.transformation = nn.Sequential(
+            nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.ReLU(), nn.Conv2d(4 * channels, 2 * growth, 1)
+        )
+
+    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        mean, scale = self.transformation(seen).chunk(2, dim=1)
+        return mean, bounded_log_scale(scale)
+
+
+class Step(nn.Module):
+    """Invertible layers of one width; the determinants or inverses of all their matrices come from one call."""
+
+    def __init__(self, channels: int, layers: int, width: int, dense_layers: int, checkpointing: bool):
+        super().__init__()
+        self.transforms = nn.ModuleList(Layer(channels, width, dense_layers, checkpointing) for _ in range(layers))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        log_likelihood = features.new_zeros(len(features))
+        for layer in self.transforms:
+            features, gained = layer(features)
+            log_likelihood = log_likelihood + gained
+        # After the layers, which may have been set from the data on their way.
+        per_pixel = torch.linalg.slogdet(self.matrices()).logabsdet.sum()
+        per_pixel = per_pixel - torch.stack([layer.norm.log_scale for layer in self.transforms]).sum()
+        return features, log_likelihood + per_pixel * features[0, 0].numel()
+
+    def inverse(self, features: Tensor) -> Tensor:
+        inverses = torch.linalg.inv(self.matrices())
+        for layer, inverse in zip(reversed(self.transforms), inverses.flip(0), strict=True):
+            features = layer.inverse(features, inverse)
+        return features
+
+    def matrices(self) -> Tensor:
+        return torch.stack([layer.mix.weight for layer in self.transforms])
+
+
+class Layer(nn.Module):
+    """ActNorm and 1x1 convolution, run as one affine map of the channels, then the coupling of their halves."""
+
+    def __init__(self, channels: int, width: int, dense_layers: int, checkpointing: bool):
+        super().__init__()
+        self.transforms = nn.ModuleList(
+            [ActNorm(channels), ChannelMix(channels), Coupling(channels, width, dense_layers, checkpointing)]
+        )
+
+    @property
+    def norm(self) -> "ActNorm":
+        return self.transforms[0]
+
+    @property
+    def mix(self) -> "ChannelMix":
+        return self.transforms[1]
+
+    @property
+    def coupling(self) -> "Coupling":
+        return self.transforms[2]
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's output, and the coupling's share of the log-determinant (B,); Step adds the matrices'."""
+        shift, log_scale = self.norm.shift[0, :, 0, 0], self.norm.log_scale[0, :, 0, 0]
+        matrix = self.mix.weight * (-log_scale).exp()
+        return self.coupling(F.conv2d(features, matrix[:, :, None, None], -(matrix @ shift)))
+
+    def inverse(self, features: Tensor, inverse: Tensor) -> Tensor:
+        """inverse  (C, C), that of the 1x1 convolution's matrix"""
+        matrix = inverse * self.norm.log_scale[0, :, 0].exp()
+        features = self.coupling.inverse(features)
+        return F.conv2d(features, matrix[:, :, None, None], self.norm.shift[0, :, 0, 0])
+
+
+class ActNorm(nn.Module):
+    """(features - shift) * exp(-log_scale), one of each per channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.log_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.register_buffer("initialized", torch.zeros(1))
+
+    @torch.no_grad()
+    def initialize(self, features: Tensor) -> None:
+        """Make what these features (B, C, h, w) become zero in mean and one in standard deviation."""
+        if features[:, 0].numel() < 2:
+            raise ValueError("a flow cannot be set from one value per channel: take larger patches or a larger batch")
+        self.shift.copy_(features.mean((0, 2, 3), keepdim=True))
+        self.log_scale.copy_((features.std((0, 2, 3), keepdim=True) + 1e-6).log())
+        self.initialized.fill_(1)
+
+
+class ChannelMix(nn.Module):
+    """The matrix of an invertible 1x1 convolution, a random rotation at first."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(channels, channels)))
+
+
+class Coupling(nn.Module):
+    """The first half of the channels scales and shifts the second; then the halves change places."""
+
+    def __init__(self, channels: int, width: int, dense_layers: int, checkpointing: bool):
+        super().__init__()
+        half = channels // 2
+        last = nn.Conv2d(width, 2 * (channels - half), 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        network = nn.Sequential(nn.Conv2d(half, width, 1), ResidualDenseBlock(width, dense_layers), last)
+        # The released keys nest it like this.
+        self.coupling_net = nn.Sequential(nn.ModuleDict({"dn": nn.ModuleDict({"transform": network})}))
+        self.half, self.checkpointing = half, checkpointing
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = features[:, : self.half], features[:, self.half :]
+        log_scale, shift = self.parameters_from(first)
+        second = shift + log_scale.exp() * second
+        return torch.cat([second, first], dim=1), log_scale.sum((1, 2, 3))
+
+    def inverse(self, features: Tensor) -> Tensor:
+        first, second = features[:, -self.half :], features[:, : -self.half]
+        log_scale, shift = self.parameters_from(first)
+        return torch.cat([first, (second - shift) * (-log_scale).exp()], dim=1)
+
+    def parameters_from(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        network = self.coupling_net[0]["dn"]["transform"]
+        if self.checkpointing and torch.is_grad_enabled():
+            output = checkpoint(network, first, use_reentrant=False, preserve_rng_state=False)
+        else:
+            output = network(first)
+        return bounded_log_scale(output[:, 0::2]), output[:, 1::2]
+
+
+class ResidualDenseBlock(nn.Module):
+    """x -> x + a + b * sigmoid(c), where a, b, c come from a densely connected stack over x."""
+
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        grown = [width + 2 * width * number for number in range(layers + 1)]
+        self.dense = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "nn": nn.Sequential(
+                        nn.Conv2d(channels, channels, 1),
+                        nn.ReLU(inplace=True),
+                        nn.Conv2d(channels, 2 * width, 3, padding=1),
+                        nn.ReLU(inplace=True),
+                    )
+                }
+            )
+            for channels in grown[:-1]
+        )
+        self.dense.append(nn.ModuleDict({"conv": nn.Conv2d(grown[-1], 3 * width, 1)}))
+
+    def forward(self, features: Tensor) -> Tensor:
+        grown = features
+        for layer in self.dense[:-1]:
+            grown = torch.cat([grown, layer["nn"](grown)], dim=1)
+        a, b, c = self.dense[-1]["conv"](grown).chunk(3, dim=1)
+        return features + a + b * c.sigmoid()
+
+
+class ChannelGaussian(nn.Module):
+    """A Gaussian with one mean and one scale per channel, over latents (B, C, h, w)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.log_scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def log_prob(self, latent: Tensor) -> Tensor:
+        standard = (latent - self.loc) * (-self.log_scale).exp()
+        return standard_normal_log_prob(standard) - self.log_scale.sum() * latent[0, 0].numel()
+
+    def sample(self, n: int, height: int, width: int) -> Tensor:
+        shape = (n, self.loc.shape[1], height, width)
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + self.log_scale.exp() * noise
+
+
+def standard_normal_log_prob(values: Tensor) -> Tensor:
+    """(B, ...) -> (B,), summed over all but the first axis."""
+    return -0.5 * (values.square() + LOG_2_PI).flatten(1).sum(1)
+
+
+def bounded_log_scale(raw: Tensor) -> Tensor:
+    """Within -2..2, so that no layer scales by more than exp(2)."""
+    return 2 * torch.tanh(raw / 2)
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """A flow keeps full precision: what bfloat16 rounds, no inverse brings back."""
+    return torch.autocast(tensor.device.type, enabled=False)

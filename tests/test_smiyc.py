@@ -1,0 +1,132 @@
+"""AnomalyTrack, ObstacleTrack and RoadAnomaly on made files in their layouts."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import IGNORE, OUTLIER, AnomalyTrack, ObstacleTrack, RoadAnomaly
+from metrics.components import ComponentMetrics
+
+HEIGHT, WIDTH = 12, 20
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **({"lossless": True} if path.suffix == ".webp" else {}))
+
+
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def truth(seed, outlier, ignored=0):
+    """A label map with a box of outliers, and one of ignored pixels"""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[1 + seed : 5 + seed, 3:9] = outlier
+    labels[10:] = ignored
+    return labels
+
+
+def smiyc(root, ending):
+    for number in range(3):
+        write(root / f"images/validation{number}.{ending}", picture(number))
+        write(root / f"labels_masks/validation{number}_labels_semantic.png", truth(number, 1, 255))
+        write(root / f"labels_masks/validation{number}_labels_semantic_color.png", picture(number))
+    write(root / f"images/test0.{ending}", picture(9))  # whose labels are not released
+    return root
+
+
+def road_anomaly(root):
+    for number in range(3):
+        write(root / f"frames/zebra{number}_road.jpg", picture(number))
+        write(root / f"frames/zebra{number}_road.labels/labels_semantic.png", truth(number, 2))
+        write(root / f"frames/zebra{number}_road.labels/labels_semantic_color.png", picture(number))
+    (root / "frame_list.json").write_text("[]")
+    return root
+
+
+@pytest.mark.parametrize("track", [AnomalyTrack, ObstacleTrack])
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("folder", ["smiyc", "images/labels_masks.png"])
+def test_a_track_pairs_the_labelled_images_wherever_it_lies(tmp_path, track, ending, folder):
+    samples = track(smiyc(tmp_path / folder, ending))
+    assert [samples[index][2] for index in range(len(samples))] == [f"images/validation{n}.{ending}" for n in range(3)]
+    for number in range(3):
+        image, labels, _ = samples[number]
+        assert np.array_equal(labels.numpy(), truth(number, OUTLIER, IGNORE))
+        if ending != "jpg":
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), picture(number))
+
+
+def test_images_of_several_formats_may_lie_together(tmp_path):
+    root = smiyc(tmp_path, "jpg")
+    (root / "images/validation1.jpg").unlink()
+    write(root / "images/validation1.png", picture(1))
+    names = [name for _, _, name in (AnomalyTrack(root)[index] for index in range(3))]
+    assert names == ["images/validation0.jpg", "images/validation1.png", "images/validation2.jpg"]
+
+
+def test_a_label_map_without_its_one_image_is_an_error(tmp_path):
+    root = smiyc(tmp_path, "webp")
+    write(root / "images/validation1.jpg", picture(1))
+    with pytest.raises(FileNotFoundError, match=r"validation1_labels_semantic\.png has 2 images validation1\.jpg, "):
+        ObstacleTrack(root)
+    for ending in ("jpg", "webp"):
+        (root / f"images/validation1.{ending}").unlink()
+    with pytest.raises(FileNotFoundError, match=r"validation1_labels_semantic\.png has 0 images"):
+        ObstacleTrack(root)
+
+
+def test_a_missing_folder_and_a_part_without_labels_are_errors_that_name_the_layout(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*images; .*dataset_AnomalyTrack, which holds images/"):
+        AnomalyTrack(tmp_path)
+    root = smiyc(tmp_path, "png")
+    for path in root.glob("labels_masks/*_semantic.png"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no \*_labels_semantic\.png under .*dataset_ObstacleTrack"):
+        ObstacleTrack(root)
+
+
+def test_other_values_are_refused_in_a_track(tmp_path):
+    root = smiyc(tmp_path, "png")
+    write(root / "labels_masks/validation0_labels_semantic.png", truth(0, 2, 255))
+    with pytest.raises(ValueError, match=r"validation0_labels_semantic\.png holds label value 2.* values are 0-1, 255"):
+        AnomalyTrack(root)[0]
+
+
+def test_a_track_says_which_components_the_benchmark_counts():
+    anomalies = ComponentMetrics(0.5, **AnomalyTrack.component_sizes)
+    assert (anomalies.min_predicted, anomalies.min_true) == (500, 100)
+    obstacles = ComponentMetrics(0.5, **ObstacleTrack.component_sizes)
+    assert (obstacles.min_predicted, obstacles.min_true) == (50, 10)
+
+
+@pytest.mark.parametrize("folder", ["road", "frames/a.labels"])
+def test_road_anomaly_pairs_each_frame_with_the_map_in_its_folder(tmp_path, folder):
+    samples = RoadAnomaly(road_anomaly(tmp_path / folder))
+    assert [samples[index][2] for index in range(len(samples))] == [f"frames/zebra{n}_road.jpg" for n in range(3)]
+    for number in range(3):
+        image, labels, _ = samples[number]
+        assert np.array_equal(labels.numpy(), truth(number, OUTLIER))
+        assert image.shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("value", [1, 3, 255])
+def test_other_values_are_refused_in_road_anomaly(tmp_path, value):
+    root = road_anomaly(tmp_path)
+    write(root / "frames/zebra0_road.labels/labels_semantic.png", truth(0, 2, value))
+    with pytest.raises(ValueError, match=rf"holds label value {value}; this data set's values are 0, 2"):
+        RoadAnomaly(root)[0]
+
+
+def test_frames_and_maps_of_road_anomaly_that_are_alone_are_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*frames; --dataroot is RoadAnomaly"):
+        RoadAnomaly(tmp_path)
+    root = road_anomaly(tmp_path)
+    write(root / "frames/alone.jpg", picture(5))
+    with pytest.raises(FileNotFoundError, match=r"alone\.jpg has no label map"):
+        RoadAnomaly(root)
+    (root / "frames/alone.jpg").unlink()
+    (root / "frames/zebra1_road.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"zebra1_road\.labels/labels_semantic\.png has no image"):
+        RoadAnomaly(root)
