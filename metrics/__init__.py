@@ -6,6 +6,7 @@ Everything takes tensors or arrays, of any shape and on any device; `update` ret
 """
 
 from metrics.anomaly import AnomalyMetrics, mean_of_images
+from metrics.components import ComponentMetrics
 from metrics.segmentation import ConfusionMatrix, classes_averaged
 
-__all__ = ["AnomalyMetrics", "ConfusionMatrix", "classes_averaged", "mean_of_images"]
+__all__ = ["AnomalyMetrics", "ComponentMetrics", "ConfusionMatrix", "classes_averaged", "mean_of_images"]

@@ -46,14 +46,13 @@ class AnomalyMetrics:
 
     def compute(self) -> dict:
         """AP, AUROC, FPR95, threshold95 and pixel counts; without outliers or inliers the first three are NaN"""
-        inliers, outliers = self._inliers.sorted(), self._outliers.sorted()
+        inliers, outliers = self._sorted()
         threshold = self.threshold(TPR)
         ap = auroc = fpr = math.nan
         if inliers.size and outliers.size:
-            dtype = np.result_type(inliers, outliers)  # searchsorted copies its array wherever the types differ
-            inliers, outliers = inliers.astype(dtype, copy=False), outliers.astype(dtype, copy=False)
             ap, auroc = _ap_and_auroc(inliers, outliers)
-            fpr = (inliers.size - int(np.searchsorted(inliers, dtype.type(threshold), "left"))) / inliers.size
+            first = int(np.searchsorted(inliers, inliers.dtype.type(threshold), "left"))
+            fpr = (inliers.size - first) / inliers.size
         return {
             "AP": ap,
             "AUROC": auroc,
@@ -76,6 +75,26 @@ class AnomalyMetrics:
         while k / n < tpr:  # not ceil(tpr * n), which is one too many where the product rounds up, as 0.07 * 100 does
             k += 1
         return float(outliers[n - k]) + 0.0  # -0.0 becomes 0.0: which of the two equal scores comes first is chance
+
+    def best_f1_threshold(self) -> tuple[float, float]:
+        """The threshold of the largest F1 over all pixels (score >= threshold), and that F1; NaN without outliers
+
+        Of equally good thresholds the largest. Here SegmentMeIfYouCan binarises the scores (see ComponentMetrics).
+        """
+        inliers, outliers = self._sorted()
+        best = math.nan, math.nan
+        for thresholds, _, true_positives, false_positives, _ in _ranked_blocks(inliers, outliers):
+            f1 = 2 * true_positives / (true_positives + false_positives + outliers.size)
+            at = f1.size - 1 - int(f1[::-1].argmax())  # thresholds ascend
+            if not f1[at] < best[1]:  # also where that is still NaN
+                best = float(thresholds[at]) + 0.0, float(f1[at])  # no -0.0, as in threshold()
+        return best
+
+    def _sorted(self):
+        """Scores of inliers and of outliers, ascending, in one type"""
+        inliers, outliers = self._inliers.sorted(), self._outliers.sorted()
+        dtype = np.result_type(inliers, outliers)  # searchsorted copies its array wherever the types differ
+        return inliers.astype(dtype, copy=False), outliers.astype(dtype, copy=False)
 
     @property
     def nbytes(self) -> int:
@@ -149,12 +168,22 @@ class _Scores:
 
 
 def _ap_and_auroc(inliers, outliers):
-    """AP = sum_n (R_n - R_{n-1}) P_n over thresholds; AUROC = P(outlier > inlier) + P(equal) / 2. Both ascending.
+    """AP = sum_n (R_n - R_{n-1}) P_n over thresholds; AUROC = P(outlier > inlier) + P(equal) / 2. Both ascending."""
+    ap, pairs = 0.0, 0
+    for _, equal_outliers, true_positives, false_positives, inliers_up_to in _ranked_blocks(inliers, outliers):
+        inliers_below = inliers.size - false_positives
+        ap += float((equal_outliers * (true_positives / (true_positives + false_positives))).sum())
+        pairs += int((equal_outliers * (inliers_below + inliers_up_to)).sum())  # twice the pairs in the right order
+    return ap / outliers.size, pairs / (2 * outliers.size * inliers.size)
+
+
+def _ranked_blocks(inliers, outliers):
+    """Yields thresholds, outliers equal to each, true and false positives, and inliers up to each; all ascending.
 
     Recall moves only at the scores of outliers, so these are the thresholds, each distinct one once. They are ranked
     among the inliers block by block: a block's neighbourhood fits the cache.
     """
-    ap, pairs, first = 0.0, 0, 0
+    first = 0
     while first < outliers.size:
         last_score = outliers[min(first + BLOCK, outliers.size) - 1]
         last = int(np.searchsorted(outliers, last_score, "right"))  # equal scores stay in one block
@@ -166,10 +195,5 @@ def _ap_and_auroc(inliers, outliers):
         low, high = np.searchsorted(inliers, block[0], "left"), np.searchsorted(inliers, last_score, "right")
         inliers_below = low + np.searchsorted(inliers[low:high], thresholds, "left")
         inliers_up_to = low + np.searchsorted(inliers[low:high], thresholds, "right")
-
-        true_positives = outliers.size - first - starts
-        false_positives = inliers.size - inliers_below
-        ap += float((equal_outliers * (true_positives / (true_positives + false_positives))).sum())
-        pairs += int((equal_outliers * (inliers_below + inliers_up_to)).sum())  # twice the pairs in the right order
+        yield thresholds, equal_outliers, outliers.size - first - starts, inliers.size - inliers_below, inliers_up_to
         first = last
-    return ap / outliers.size, pairs / (2 * outliers.size * inliers.size)
