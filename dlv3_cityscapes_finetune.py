@@ -9,7 +9,7 @@ import torch
 
 from data import ADE20K, Cityscapes, MaskedPatches, WithFixedNegatives, WithNegatives, paste, train_transform
 from engine import (
-    HybridRecipe,
+    RealNegativesRecipe,
     add_fixed_flags,
     anomaly_figures,
     argument_parser,
@@ -36,7 +36,7 @@ def main(argv=None):
         "--init", default=NVIDIA_WEIGHTS, help=f"weights to start from, or none (default {NVIDIA_WEIGHTS})"
     )
     add_fixed_flags(parser, Cityscapes.num_classes, "cityscapes")
-    args, recipe, run = start_run(parser, HybridRecipe, __file__, argv)
+    args, recipe, run = start_run(parser, RealNegativesRecipe, __file__, argv)
 
     # Known streets, and a source of patches of unknown things.
     transform = train_transform(recipe.crop_size, recipe.scale, Cityscapes.mean_colour)

@@ -12,7 +12,7 @@ import torch
 
 from data import ADE20K, MaskedPatches, StreetHazards, WithFixedNegatives, WithNegatives, paste, train_transform
 from engine import (
-    HybridRecipe,
+    RealNegativesRecipe,
     add_fixed_flags,
     anomaly_figures,
     argument_parser,
@@ -26,7 +26,7 @@ from models import backbone_slower, ladder_densenet121, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class LadderRecipe(HybridRecipe):
+class LadderRecipe(RealNegativesRecipe):
     backbone_lr_factor: float
 
 

@@ -10,29 +10,37 @@ from engine.evaluate import (
     picture_of,
     write_results,
 )
-from engine.pictures import evenly_spread, save_pictures
-from engine.recipe import HybridRecipe, Recipe
+from engine.loader import batches, evaluation_loader, same_noise, to_device
+from engine.pictures import evenly_spread, save_pictures, save_samples
+from engine.recipe import FlowRecipe, HybridRecipe, RealNegativesRecipe, Recipe
 from engine.run import Run, add_fixed_flags, argument_parser, choose_device, run_script, script_parser, start_run
 from engine.train import fit
 from engine.windows import SlidingWindows
 
 __all__ = [
+    "FlowRecipe",
     "HybridRecipe",
+    "RealNegativesRecipe",
     "Recipe",
     "Run",
     "SlidingWindows",
     "add_fixed_flags",
     "anomaly_figures",
     "argument_parser",
+    "batches",
     "choose_device",
     "closed_set_figures",
     "evaluated_frames",
+    "evaluation_loader",
     "evenly_spread",
     "fit",
     "picture_of",
     "run_script",
+    "same_noise",
     "save_pictures",
+    "save_samples",
     "script_parser",
     "start_run",
+    "to_device",
     "write_results",
 ]

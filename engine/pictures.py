@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import save_image
 
 from labels import IGNORE, OUTLIER
 
@@ -90,6 +92,14 @@ def save_pictures(
     )
     save_grid(path, columns, rows, colours | (truth_colours or {}), note)
     print(f"pictures: {path}")
+
+
+def save_samples(path: Path, images: Tensor, columns: int, least_width: int = 96) -> None:
+    """A sheet of images (n, 3, h, w) in 0..255, `columns` a row, small ones enlarged pixel by pixel."""
+    zoom = -(-least_width // images.shape[3])
+    images = (images.float().cpu() / 255).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(images, path, nrow=columns, padding=GAP, pad_value=1.0)
 
 
 def save_grid(

@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,24 +29,31 @@ Step = Callable[..., dict[str, Tensor]]
 
 
 def fit(
-    step: Step,
+    steps: Step | dict[str, Step],
     state: dict[str, Any],
     dataset: Dataset,
     recipe: Recipe,
     run: Run,
     validate: Callable[[nn.Module], dict[str, float]],
     best: str,
+    lower_is_better: Collection[str] = (),
+    draw: Callable[[nn.Module, Path], None] | None = None,
 ) -> dict[str, float]:
-    """Train state["model"] with state["optimizer"] for recipe.epochs and return the last validation figures.
+    """Train state["model"] for recipe.epochs and return the last validation figures.
 
-    step      (model, *tensors of a batch) -> loss terms by name, ready to sum; images float32 in 0..1
-    state     the model, the optimizer and whatever else has a state_dict to go into the checkpoints
+    steps     (model, *tensors of a batch) -> loss terms by name, ready to sum; images float32 in 0..1. Where a batch
+              is used more than once: {name of an optimizer in the state: its step}, taken in this order
+    state     the model, the optimizer and whatever else has a state_dict to go into the checkpoints. "optimizer"
+              follows the recipe's schedule; other schedules in the state are stepped once an epoch
     dataset   samples (image, labels, ..., name), see engine.loader
-    validate  the model in eval mode -> figures by name, fractions; `best` names the one that chooses best.pth
+    validate  the model in eval mode -> figures by name; `best` names the one that chooses best.pth. They are
+              fractions, shown as percent, but for those named in lower_is_better, which have units of their own
+    draw      (model in eval mode, path): a picture of how far it is, after every epoch
 
     Writes into run.folder: recipe.yaml, log.jsonl (each step's loss terms, each epoch's figures), TensorBoard
-    events, last.pt after each epoch, best.pth and final.pth (plain state_dicts). A run stopped at any moment goes
-    on with --resume from its last.pt and ends with the same weights on a CPU.
+    events, pictures/epoch_NNN.png, last.pt after each epoch, best.pth and final.pth (plain state_dicts),
+    final_NAME.pth of other networks in the state. A run stopped at any moment goes on with --resume from its last.pt
+    and ends with the same weights on a CPU.
     Raises ValueError for fewer samples than a batch, FloatingPointError for a loss that is not finite.
     """
     process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -53,8 +61,10 @@ def fit(
         raise ValueError(f"this run was started as {processes} processes; start it as one")
     if len(dataset) < recipe.batch_size:
         raise ValueError(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
-    model, optimizer = state["model"].to(memory_format=torch.channels_last), state["optimizer"]
-    state = state | {"schedule": make_schedule(optimizer, recipe)}
+    steps = steps if isinstance(steps, dict) else {"optimizer": steps}
+    model = state["model"].to(memory_format=torch.channels_last)
+    state = state | {"schedule": make_schedule(state["optimizer"], recipe)}
+    schedules = [part for name, part in state.items() if name.endswith("schedule")]
     loader = training_loader(
         dataset, run.seed, recipe.batch_size, recipe.drop_last, run.workers, run.device, process, processes
     )
@@ -70,20 +80,28 @@ def fit(
         for epoch in range(progress["epoch"], recipe.epochs):
             started = time.monotonic()
             loader.sampler.epoch = epoch
-            progress["step"] = train_epoch(step, model, optimizer, loader, recipe, run, log, progress["step"])
-            state["schedule"].step()
+            progress["step"] = train_epoch(steps, state, loader, recipe, run, log, progress["step"])
+            for schedule in schedules:
+                schedule.step()
             if recipe.statistics_batches:
                 estimate_statistics(model, loader, recipe.statistics_batches, run.device)
             model.eval()
             figures = validate(model)
-            log.epoch(epoch, recipe.epochs, progress["step"], figures, time.monotonic() - started)
+            if draw:
+                draw(model, run.folder / "pictures" / f"epoch_{epoch + 1:03d}.png")
+            told = told_figures(figures, lower_is_better)
+            log.epoch(epoch, recipe.epochs, progress["step"], figures, told, time.monotonic() - started)
             progress |= {"epoch": epoch + 1, "figures": figures}
-            if figures[best] > progress["best"]:
-                progress["best"] = figures[best]
+            merit = -figures[best] if best in lower_is_better else figures[best]
+            if merit > progress["best"]:
+                progress["best"] = merit
                 checkpoint.save(model.state_dict(), run.folder / "best.pth")
             save(state, progress, run, len(dataset))
         model.eval()
         checkpoint.save(model.state_dict(), run.folder / "final.pth")
+        for name, part in state.items():
+            if isinstance(part, nn.Module) and part is not model:
+                checkpoint.save(part.state_dict(), run.folder / f"final_{name}.pth")
     except KeyboardInterrupt:
         done = f"after {progress['epoch']} of {recipe.epochs} epochs"
         again = run.record["command"] + ("" if run.resume else " --resume")
@@ -92,7 +110,7 @@ def fit(
     finally:
         log.close()
     if progress["best"] > -math.inf:
-        told = f"best.pth with {best} {progress['best']:.4f}"
+        told = f"best.pth with {best} {abs(progress['best']):.4f}"
     else:
         told = f"no best.pth, for {best} was never defined on the validation frames"
     print(f"finished: {run.folder}/final.pth, and {told}")
@@ -100,9 +118,8 @@ def fit(
 
 
 def train_epoch(
-    step: Step,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    steps: dict[str, Step],
+    state: dict[str, Any],
     loader: DataLoader,
     recipe: Recipe,
     run: Run,
@@ -110,27 +127,44 @@ def train_epoch(
     steps_done: int,
 ) -> int:
     """One pass over the loader; returns the number of steps done since the start of the run."""
-    model.train()
+    model = state["model"].train()
     title = f"epoch {loader.sampler.epoch + 1}/{recipe.epochs}"
     with tqdm(total=len(loader), desc=title, leave=False, dynamic_ncols=True, disable=None) as bar:
         for tensors, names in batches(loader):
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                terms = step(model, *to_device(tensors, run.device))
-            loss = sum(terms.values())
-            values = dict(zip(terms, torch.stack([term.detach() for term in terms.values()]).tolist(), strict=True))
-            steps_done += 1
-            log.step(loader.sampler.epoch, steps_done, optimizer.param_groups[-1]["lr"], values)
-            if not all(math.isfinite(value) for value in values.values()):
-                raise FloatingPointError(
-                    f"the loss is not finite in step {steps_done}: {values}; files of the batch: {', '.join(names)}. "
-                    "Lower lr or beta, or set likelihood_margin where the likelihood term ran away"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            tensors = to_device(tensors, run.device)
+            values, steps_done = {}, steps_done + 1
+            rates = {f"{name}/lr".removeprefix("optimizer/"): learning_rate(state[name]) for name in steps}
+            for name, step in steps.items():
+                with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                    terms = step(model, *tensors)
+                numbers = torch.stack([term.detach() for term in terms.values()]).tolist()
+                values |= dict(zip(terms, numbers, strict=True))
+                if not all(math.isfinite(value) for value in values.values()):
+                    log.step(loader.sampler.epoch, steps_done, rates, values)
+                    raise FloatingPointError(
+                        f"the loss is not finite in step {steps_done}: {values}; files of the batch: "
+                        f"{', '.join(names)}. Lower the learning rate or the weight of the term that ran away; for the "
+                        "likelihood term there is likelihood_margin"
+                    )
+                state[name].zero_grad(set_to_none=True)
+                sum(terms.values()).backward()
+                state[name].step()
+            log.step(loader.sampler.epoch, steps_done, rates, values)
             bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
             bar.update()
     return steps_done
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    return optimizer.param_groups[-1]["lr"]
+
+
+def told_figures(figures: dict[str, float], lower_is_better: Collection[str]) -> str:
+    """Fractions as percent, the others as they are."""
+    return "  ".join(
+        f"{name} {value:.3f}" if name in lower_is_better else f"{name} {100 * value:.1f} %"
+        for name, value in figures.items()
+    )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> lr_scheduler.LRScheduler:
@@ -198,19 +232,19 @@ class RunLog:
             told = f"could not write {self.file.name} ({error.strerror}); make room, then go on with --resume"
             raise OSError(error.errno, told) from error
 
-    def step(self, epoch: int, step: int, lr: float, terms: dict[str, float]) -> None:
-        self.write({"epoch": epoch + 1, "step": step, "lr": lr, **terms})
+    def step(self, epoch: int, step: int, rates: dict[str, float], terms: dict[str, float]) -> None:
+        self.write({"epoch": epoch + 1, "step": step, **rates, **terms})
         with interrupts_held_back():
             for name, value in terms.items():
                 self.events.add_scalar(f"loss/{name}", value, step)
-            self.events.add_scalar("lr", lr, step)
+            for name, value in rates.items():
+                self.events.add_scalar(name, value, step)
 
-    def epoch(self, epoch: int, epochs: int, step: int, figures: dict[str, float], seconds: float) -> None:
+    def epoch(self, epoch: int, epochs: int, step: int, figures: dict[str, float], told: str, seconds: float) -> None:
         self.write({"epoch": epoch + 1, "step": step, "validation": figures, "seconds": seconds})
         with interrupts_held_back():
             for name, value in figures.items():
                 self.events.add_scalar(f"validation/{name}", value, step)
-        told = "  ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items())
         tqdm.write(f"epoch {epoch + 1}/{epochs}  {told}  {seconds:.0f} s")
 
     def close(self) -> None:

@@ -1,40 +1,67 @@
 """Large images window by window."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SlidingWindows(nn.Module):
     """A model run on overlapping square windows; logits are averaged where windows overlap.
 
-    The result has the model's outputs at the images' size, with memory bounded by one window. It is not the result
-    for the whole image: a network that pools over its whole input sees less of it.
+    The result has the model's outputs at the images' size, with memory bounded by the windows of one forward pass. It
+    is not the result for the whole image: a network that pools over its whole input sees less of it.
 
-    window  side in pixels; a shorter side of the image is taken whole
-    stride  pixels from window to window; the last ones end flush with the image
+    window      side in pixels; a shorter side of the image is taken whole
+    stride      pixels from window to window; the last ones end flush with the image
+    at_a_time   windows in one forward pass of the model, of each image given
+    enlarge     an image whose shorter side is less than a window is first enlarged, bilinearly, until it is one
+                (the longer side rounded down), and the averaged logits are brought back to the image's size
     """
 
-    def __init__(self, model: nn.Module, window: int, stride: int):
+    def __init__(self, model: nn.Module, window: int, stride: int, at_a_time: int = 1, enlarge: bool = False):
         super().__init__()
         if not 0 < stride <= window:
             raise ValueError(f"windows of {window} pixels every {stride} pixels: the stride must be in 1..{window}")
+        if at_a_time < 1:
+            raise ValueError(f"{at_a_time} windows at a time: there must be at least 1")
         self.model, self.window, self.stride = model, window, stride
+        self.at_a_time, self.enlarge = at_a_time, enlarge
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        size = images.shape[2:]
+        short = min(size)
+        if not self.enlarge or short >= self.window:
+            return self.averaged(images)
+        enlarged = [side * self.window // short for side in size]
+        output = self.averaged(resized(images, enlarged))
+        return tuple(resized(logits, size) for logits in output) if isinstance(output, tuple) else resized(output, size)
+
+    def averaged(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         height, width = images.shape[2:]
+        places = [
+            (..., slice(top, top + self.window), slice(left, left + self.window))
+            for top in window_starts(height, self.window, self.stride)
+            for left in window_starts(width, self.window, self.stride)
+        ]
         sums: list[Tensor] | None = None
         counts = images.new_zeros(1, 1, height, width)
-        for top in window_starts(height, self.window, self.stride):
-            for left in window_starts(width, self.window, self.stride):
-                place = (..., slice(top, top + self.window), slice(left, left + self.window))
-                output = self.model(images[place])
-                outputs = output if isinstance(output, tuple) else (output,)
-                if sums is None:
-                    sums = [logits.new_zeros(*logits.shape[:2], height, width) for logits in outputs]
-                for total, logits in zip(sums, outputs, strict=True):
-                    total[place] += logits
+        for first in range(0, len(places), self.at_a_time):
+            some = places[first : first + self.at_a_time]
+            output = self.model(torch.cat([images[place] for place in some]))
+            outputs = output if isinstance(output, tuple) else (output,)
+            if sums is None:
+                sums = [logits.new_zeros(len(images), logits.shape[1], height, width) for logits in outputs]
+            for total, logits in zip(sums, outputs, strict=True):
+                for place, part in zip(some, logits.split(len(images)), strict=True):
+                    total[place] += part
+            for place in some:
                 counts[place] += 1
         means = tuple(total / counts for total in sums)
         return means if isinstance(output, tuple) else means[0]
+
+
+def resized(maps: Tensor, size: tuple[int, int] | list[int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

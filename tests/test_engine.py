@@ -1197,5 +1197,5 @@ def test_a_disk_that_is_full_when_the_log_is_written_is_told_of_once(tmp_path):
     log.file.close()
     log.file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
     with pytest.raises(OSError, match=r"could not write .*No space left.*--resume"):
-        log.step(0, 1, 1e-3, {"class": 1.0})
+        log.step(0, 1, {"lr": 1e-3}, {"class": 1.0})
     log.close()
