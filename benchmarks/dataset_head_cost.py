@@ -1,9 +1,10 @@
-"""What the dataset head costs: hybrid beside closed-set DeepLabV3+, forward passes in turns, in one run.
+"""What the dataset head costs: a hybrid network beside its closed-set one, forward passes in turns, in one run.
 
-    python benchmarks/dataset_head_cost.py [--height 256] [--width 512] [--pairs 20]
+    python benchmarks/dataset_head_cost.py [--network deeplabv3plus] [--height 256] [--width 512] [--pairs 20]
 
 A pair is one forward pass of each on the same image, which of them first alternating; the time ratio is the
-median of the pairs' ratios. One untimed pair goes before. The operations counted are those of the convolutions.
+median of the pairs' ratios. One untimed pair goes before. The operations counted are those of convolutions and matrix
+products.
 """
 
 import argparse
@@ -12,20 +13,27 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
 
-from models import deeplabv3plus
+from models import deeplabv3plus, segmenter
 
-NUM_CLASSES = 19  # Cityscapes
+NETWORKS = {  # and the number of known classes: Cityscapes, COCO20
+    "deeplabv3plus": (deeplabv3plus, 19),
+    "segmenter": (segmenter, 20),
+    "segmenter-linear": (partial(segmenter, dataset_head="linear"), 20),
+}
 
 
 def operations(model, image):
-    with FlopCounterMode(display=False) as counter:
+    # The fused attention of the CPU is not counted; the plain one does the same products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(image)
     return counter.get_total_flops()
 
@@ -39,6 +47,7 @@ def seconds(model, image):
 @torch.inference_mode()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=list(NETWORKS), default="deeplabv3plus")
     parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=20)
@@ -46,14 +55,15 @@ def main():
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    hybrid, closed_set = (deeplabv3plus(NUM_CLASSES, hybrid).eval() for hybrid in (True, False))
+    network, num_classes = NETWORKS[args.network]
+    hybrid, closed_set = (network(num_classes, hybrid).eval() for hybrid in (True, False))
     shared = {key: value for key, value in hybrid.state_dict().items() if key in closed_set.state_dict()}
     closed_set.load_state_dict(shared, assign=True)  # the very same tensors: the models differ in the head alone
     image = torch.rand(1, 3, args.height, args.width)
 
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads", end="; ")
     print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
-    print(f"DeepLabV3+, one {args.height}x{args.width} image, CPU, float32; {args.pairs} pairs\n")
+    print(f"{args.network}, one {args.height}x{args.width} image, CPU, float32; {args.pairs} pairs\n")
     sides = {"hybrid": hybrid, "closed-set": closed_set}
     flops = {name: operations(model, image) for name, model in sides.items()}  # warms both up, too
     times = {name: [] for name in sides}

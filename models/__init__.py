@@ -1,17 +1,35 @@
 """Networks: RGB images (B, 3, H, W) in 0..1 -> raw logits at the images' size.
 
 A hybrid model returns (class_logits (B, K, H, W), dataset_logits (B, 2, H, W)), a closed-set one class_logits.
+The flow is a density over images instead.
 """
 
 from models.deeplab import deeplabv3plus
+from models.denseflow import denseflow_25_6
+from models.frozen import frozen
 from models.ladder_densenet import backbone_slower, ladder_densenet121
-from models.weights import has_dataset_head, load_imagenet_densenet121, load_weights
+from models.segmenter import ReleasedScoring, segmenter
+from models.weights import (
+    SEGMENTER_DATASET_HEADS,
+    has_dataset_head,
+    load_imagenet_densenet121,
+    load_imagenet_vit,
+    load_weights,
+    segmenter_dataset_head,
+)
 
 __all__ = [
+    "SEGMENTER_DATASET_HEADS",
+    "ReleasedScoring",
     "backbone_slower",
     "deeplabv3plus",
+    "denseflow_25_6",
+    "frozen",
     "has_dataset_head",
     "ladder_densenet121",
     "load_imagenet_densenet121",
+    "load_imagenet_vit",
     "load_weights",
+    "segmenter",
+    "segmenter_dataset_head",
 ]

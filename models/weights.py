@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import DenseNet121_Weights
 
+from models.vit import resize_positions
+
 RELEASED = "the README lists the released files and where they are"
 NUMPY_NUMBERS = [  # harmless, and beside the weights in some released files, such as NVIDIA's figure of merit
     *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -18,13 +20,20 @@ NUMPY_NUMBERS = [  # harmless, and beside the weights in some released files, su
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
 ]
 DENSENET121_URL = DenseNet121_Weights.IMAGENET1K_V1.url
+IMAGENET_VIT = (
+    "expected is vit_base_p16_384.pth, ViT-B/16 trained on ImageNet at 384x384: "
+    "https://drive.google.com/file/d/1AlCpbDZhFiZ99teZKXu80OnskWagnvw4/view"
+)
+IMAGENET_VIT_GRID = 24  # 384 pixels in patches of 16
+SEGMENTER_DATASET_HEADS = {"decoder": "model.decoder_th.", "linear": "model.logits_ood."}  # kind -> key prefix
 
 
 def read_state_dict(path: str | Path, source: str = RELEASED) -> dict[str, Tensor]:
     """The state_dict in a weight file, however it is wrapped; `source` says where such a file is to be had.
 
-    Unwraps {"state_dict": ...} (NVIDIA), {"model": ...} (released flows, our last.pt) and a "module." prefix
-    (DataParallel). Raises FileNotFoundError where there is no file, ValueError where it holds no weights.
+    Unwraps {"state_dict": ...} (NVIDIA), {"model": ...} (released flows, our last.pt) and a prefix "module."
+    (DataParallel) or "flow." (the flow released for COCO). Raises FileNotFoundError where there is no file, ValueError
+    where it holds no weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,14 +56,25 @@ def read_state_dict(path: str | Path, source: str = RELEASED) -> dict[str, Tenso
         or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
     ):
         raise ValueError(f"{path} holds no state_dict; expected a dict of tensors by parameter name")
-    if all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
+    for prefix in ("module.", "flow."):
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
 
 
 def has_dataset_head(path: str | Path) -> bool:
-    """Whether a weight file holds the dataset head P(d_out | x), by its released key prefix `logits_ood`."""
-    return any(key.startswith("logits_ood.") for key in read_state_dict(path))
+    """Whether a weight file holds a dataset head P(d_out | x), by the key prefixes of all networks' heads."""
+    prefixes = ("logits_ood.", *SEGMENTER_DATASET_HEADS.values())
+    return any(key.startswith(prefixes) for key in read_state_dict(path))
+
+
+def segmenter_dataset_head(path: str | Path) -> str | None:
+    """Which dataset head a Segmenter's weight file holds: "decoder", "linear", or None in a closed-set one."""
+    keys = read_state_dict(path).keys()
+    for kind, prefix in SEGMENTER_DATASET_HEADS.items():
+        if any(key.startswith(prefix) for key in keys):
+            return kind
+    return None
 
 
 def load_weights(model: nn.Module, path: str | Path, new: tuple[str, ...] = (), source: str = RELEASED) -> nn.Module:
@@ -91,6 +111,26 @@ def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) 
         if not key.startswith(("classifier.", "features.norm5.")):
             features[key] = value
     fit_state_dict(model.backbone, features, path)
+    return model
+
+
+def load_imagenet_vit(model: nn.Module, path: str | Path, source: str = IMAGENET_VIT) -> nn.Module:
+    """Fill the encoder of a Segmenter with the ImageNet weights of a ViT-B/16 for 384x384, and return the model.
+
+    path    a plain state_dict with timm's names. Its position embedding of 24x24 patches is resized bilinearly to the
+            encoder's grid, the class token's row is kept.
+    source  where the file is to be had, for the errors
+    raises  FileNotFoundError where there is no file, ValueError where it does not fit the encoder
+    """
+    encoder = model.model.encoder
+    weights = read_state_dict(path, source)
+    positions = weights.get("pos_embed")
+    if positions is not None and positions.shape == (1, 1 + IMAGENET_VIT_GRID**2, encoder.width):
+        weights = weights | {"pos_embed": resize_positions(positions, (encoder.grid, encoder.grid))}
+    try:
+        fit_state_dict(encoder, weights, path)
+    except ValueError as error:
+        raise ValueError(f"{error} ({source})") from None
     return model
 
 
