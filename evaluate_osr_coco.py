@@ -1,0 +1,146 @@
+"""Evaluate open-set segmentation on COCO20/80 (Hybrid Open-set Segmentation, TPAMI 2024): open-mIoU.
+
+    python evaluate_osr_coco.py --dataroot COCO_DATAROOT --model WEIGHTS_FILE
+
+A pixel is "unknown" where its score reaches the threshold, else its most probable class. The threshold finds 95 % of
+the outlier pixels of the validation photographs themselves, at full resolution, as in the release. The network slides
+over a photograph in windows, and the score takes the averaged logits; the release takes their softmax for logits,
+which --released_scoring restores.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from data import COCO20, IGNORE
+from engine import (
+    SlidingWindows,
+    choose_device,
+    evaluated_frames,
+    evenly_spread,
+    picture_of,
+    run_script,
+    save_pictures,
+    script_parser,
+    write_results,
+)
+from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
+from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
+from models import ReleasedScoring, load_weights, segmenter, segmenter_dataset_head
+
+
+def main(argv=None):
+    parser = script_parser(__doc__)
+    parser.add_argument("--dataroot", required=True, help="COCO, the folder with images/, labels/ and labels.txt")
+    parser.add_argument("--model", required=True, help="weights of a Segmenter, closed-set or hybrid")
+    parser.add_argument("--tpr", type=float, default=0.95, help="share of outlier pixels to find (default 0.95)")
+    parser.add_argument(
+        "--score",
+        choices=[*DATASET_SCORES, *CLASS_SCORES],
+        help="(default: hybrid, or max_logit for closed-set weights)",
+    )
+    parser.add_argument("--released_scoring", action="store_true", help="probabilities in the place of logits")
+    parser.add_argument("--heads", type=int, default=16, help="of the encoder: 16 in the released weights, the default")
+    parser.add_argument("--window", type=int, default=512, help="side of the windows (default 512)")
+    parser.add_argument("--window_stride", type=int, default=320, help="pixels between windows (default 320)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("results", "evaluate_osr_coco"),
+        help="where results.json, table.md and pictures go",
+    )
+    parser.add_argument("--pictures", type=int, default=6, help="frames in pictures.png; 0: no picture (default 6)")
+    args = parser.parse_args(argv)
+    if not 0 < args.tpr <= 1:
+        parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
+    device = choose_device(args.device)
+
+    head = segmenter_dataset_head(args.model)
+    score_name = args.score or ("hybrid" if head else "max_logit")
+    if score_name in DATASET_SCORES and not head:
+        raise ValueError(
+            f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
+        )
+    network = segmenter(COCO20.num_classes, bool(head), args.heads, head or "decoder")
+    model = SlidingWindows(
+        load_weights(network, args.model).to(device), args.window, args.window_stride, at_a_time=8, enlarge=True
+    )
+    if args.released_scoring:
+        model = ReleasedScoring(model)
+    dataset = COCO20(args.dataroot, "validation", workers=args.workers, list_folder=args.folder)
+
+    # One pass: what the threshold decides on is kept, 6 bytes for each pixel of a thing.
+    anomaly, closed, opened = AnomalyMetrics(), *(ConfusionMatrix(COCO20.num_classes) for _ in range(2))
+    kept, shown = [], []
+    drawn = evenly_spread(args.pictures, len(dataset))
+    for number, frame in enumerate(evaluated_frames(model, dataset, device, args.workers)):
+        scores = anomaly_score(score_name, frame.class_logits, frame.dataset_logits)
+        prediction = frame.class_logits.argmax(1)
+        anomaly.update(scores, frame.labels)
+        closed.update(prediction, frame.labels)
+        kept.append(labelled_pixels(scores, prediction, frame.labels))
+        if number in drawn:
+            shown.append(picture_of(frame, scores))
+
+    threshold = anomaly.threshold(args.tpr)
+    if threshold != threshold:
+        raise ValueError(f"no pixel of an unknown thing in {args.dataroot}: no threshold can be taken from it")
+    for scores, prediction, labels in kept:
+        opened.update(np.where(scores >= threshold, COCO20.num_classes, prediction), labels)
+    shown = [
+        picture._replace(open_prediction=np.where(picture.scores >= threshold, COCO20.num_classes, picture.prediction))
+        for picture in shown
+    ]
+
+    figures = closed_and_open(closed, opened) | anomaly.compute() | {"threshold": threshold, "images": len(dataset)}
+    means = {"mIoU": "closed mIoU %", "open_mIoU": "open-mIoU %", "mIoU_with_unknown": "mIoU with unknown %"}
+    rows = [["figure", "value", "classes"]]
+    rows += [[title, figures[name], figures[f"{name}_classes"]] for name, title in means.items()]
+    rows += [["gap %, closed mIoU less open-mIoU", figures["gap"], ""]]
+    rows += [[f"{name} %", figures[name], ""] for name in ("AP", "AUROC", "FPR95")]
+    rows += [["threshold", f"{threshold:.4f}", ""], ["images", len(dataset), ""]]
+    rows += [[f"{kind} pixels", figures[f"{kind}_pixels"], ""] for kind in ("inlier", "outlier", "ignored")]
+    scored = "probabilities in the place of logits, as released" if args.released_scoring else "logits"
+    title = (
+        f"COCO20/80 validation, {score_name} score of {scored}; threshold at TPR {args.tpr:g} on the same photographs, "
+        "at full resolution"
+    )
+    results = {
+        "dataset": "coco20",
+        "weights": args.model,
+        "score": score_name,
+        "released_scoring": args.released_scoring,
+        "tpr": args.tpr,
+        **figures,
+    }
+    write_results(args.folder, results, {title: rows})
+    if shown:
+        save_pictures(args.folder / "pictures.png", shown, COCO20.class_colours, score_name)
+    return results
+
+
+def labelled_pixels(scores, prediction, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores float32, predicted classes uint8 and labels uint8 of all pixels but ignored ones, flat."""
+    counted = labels != IGNORE
+    return tuple(
+        values[counted].cpu().numpy().astype(kind)
+        for values, kind in ((scores, np.float32), (prediction, np.uint8), (labels, np.uint8))
+    )
+
+
+def closed_and_open(closed: ConfusionMatrix, opened: ConfusionMatrix) -> dict:
+    """Closed-set and open-set figures; `gap` is what the unknown costs, closed-set mIoU less open-mIoU.
+
+    Each mean has the number of classes that it averages beside it: a class with an empty union is left out, which the
+    release counts as 0 in open-mIoU.
+    """
+    figures = opened.compute() | {"mIoU": closed.miou(), "mIoU_classes": classes_averaged(closed.iou())}
+    return figures | {
+        "gap": figures["mIoU"] - figures["open_mIoU"],
+        "closed_iou": closed.iou().tolist(),
+        "open_iou": opened.open_iou().tolist(),
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,122 @@
+"""Fine-tune LDN-121 on StreetHazards with negatives that a flow draws (after Hybrid Open-set Segmentation, TPAMI 2024).
+
+    python ldn_streethazards_finetune_flow.py --dataroot SH_DATAROOT --model MODEL_INIT --flow_state FLOW_CHECKPOINT \\
+        --exp_name EXP_NAME
+
+The flow is trained along: its samples are pasted as negatives, and it learns to draw at the border of the known.
+The release has no such script: the recipe joins those of ldn_streethazards_finetune and
+dlv3_cityscapes_finetune_flow. Numbers: recipes.yaml, block ldn_streethazards_finetune_flow.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from data import (
+    OUTLIER,
+    StreetHazards,
+    WithFixedNegatives,
+    cut_out,
+    draw_patch_size,
+    paste_at_random,
+    train_transform,
+    whole_patches,
+)
+from engine import (
+    FlowRecipe,
+    add_fixed_flags,
+    anomaly_figures,
+    argument_parser,
+    closed_set_figures,
+    fit,
+    run_script,
+    same_noise,
+    save_samples,
+    start_run,
+)
+from losses import bits_per_dimension, dense_hybrid_loss, hybrid_score, jensen_shannon_to_uniform
+from models import backbone_slower, denseflow_25_6, frozen, ladder_densenet121, load_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderFlowRecipe(FlowRecipe):
+    backbone_lr_factor: float
+
+
+def main(argv=None):
+    parser = argument_parser(__doc__)
+    parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
+    parser.add_argument("--model", required=True, help="weights to start from: a closed-set or a hybrid LDN-121")
+    parser.add_argument("--flow_state", required=True, help="weights of the flow, or none to start it from scratch")
+    add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
+    args, recipe, run = start_run(parser, LadderFlowRecipe, __file__, argv)
+
+    # Known streets.
+    transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
+    train_set = StreetHazards(args.dataroot, "training", transform)
+    val_set = StreetHazards(args.dataroot, "validation")
+
+    # A closed-set model with a new head for P(d_out | x).
+    model = load_weights(ladder_densenet121(StreetHazards.num_classes), args.model, new=("logits_ood.",))
+    model.to(run.device)
+    optimizer = torch.optim.Adam(backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps)
+
+    # The flow that draws the negatives; those of the validation are its first ones.
+    flow, flow_lr = denseflow_25_6(recipe.flow_checkpointing), recipe.flow_lr_scratch
+    if args.flow_state != "none":
+        load_weights(flow, args.flow_state)
+        flow_lr = recipe.flow_lr_pretrained
+    flow.to(run.device)
+    flow_optimizer = torch.optim.Adamax(flow.parameters(), flow_lr, eps=recipe.flow_eps)
+    flow_schedule = torch.optim.lr_scheduler.ExponentialLR(flow_optimizer, recipe.flow_lr_decay)
+    with torch.no_grad():
+        drawn = [flow.sample(1, *draw_patch_size(recipe.patch_sides))[0] for _ in range(recipe.validation_patches)]
+    pasted_val_set = WithFixedNegatives(val_set, whole_patches(drawn))
+
+    def step(model, images, labels):
+        with torch.no_grad():
+            patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides)) / 255
+        images, labels, _ = paste_at_random(images, labels, patches)
+        return dense_hybrid_loss(
+            *model(images),
+            labels,
+            beta=recipe.beta,
+            ignored_are_inliers=recipe.ignored_are_inliers,
+            likelihood_margin=recipe.likelihood_margin,
+        )
+
+    def flow_step(model, images, labels):
+        patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides)) / 255
+        pasted, pasted_labels, corners = paste_at_random(images, labels, patches)
+        with frozen(model):
+            class_logits, _ = model(pasted)
+        covered = cut_out(images, corners, patches.shape[2:])
+        bits = bits_per_dimension(flow.log_prob(covered), covered[0].numel())
+        divergence = jensen_shannon_to_uniform(class_logits, pasted_labels == OUTLIER)
+        return {
+            "jensen_shannon": recipe.divergence_weight * divergence,
+            "bits_per_dimension": recipe.bits_weight * bits,
+        }
+
+    def validate(model):
+        figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)
+        return figures | closed_set_figures(model, val_set, StreetHazards.num_classes, run.device, run.workers)
+
+    @torch.no_grad()
+    def draw(model, path):
+        with same_noise(run.device):
+            save_samples(path, flow.sample(8, recipe.patch_sides[1], recipe.patch_sides[1]), columns=4)
+
+    state = {
+        "model": model,
+        "optimizer": optimizer,
+        "flow": flow,
+        "flow_optimizer": flow_optimizer,
+        "flow_schedule": flow_schedule,
+    }
+    steps = {"optimizer": step, "flow_optimizer": flow_step}
+    return fit(steps, state, train_set, recipe, run, validate, best="AP", draw=draw)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,96 @@
+"""Fine-tune Segmenter on COCO20 with ADE20K patches as negatives (Hybrid Open-set Segmentation, TPAMI 2024).
+
+    python segmenter_coco20_finetune.py --dataroot COCO_DATAROOT --model TRAINED_MODEL --neg_dataset [ADE_DATAROOT] \\
+        --exp_name EXP_NAME
+
+Numbers: recipes.yaml, block segmenter_coco20_finetune. Expected result: README.md.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from data import ADE20K, COCO20, MaskedPatches, WithFixedNegatives, WithNegatives, paste, train_transform
+from engine import (
+    RealNegativesRecipe,
+    SlidingWindows,
+    add_fixed_flags,
+    anomaly_figures,
+    argument_parser,
+    closed_set_figures,
+    fit,
+    run_script,
+    start_run,
+)
+from losses import dense_hybrid_loss, hybrid_score
+from models import SEGMENTER_DATASET_HEADS, load_weights, segmenter
+
+ADE20K_FOLDER = "datasets/ADEChallengeData2016"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterNegativesRecipe(RealNegativesRecipe):
+    heads: int
+    dataset_head: str
+    window: int
+    window_stride: int
+    negatives_per_image: int
+    rare_below: int
+
+
+def main(argv=None):
+    parser = argument_parser(__doc__)
+    parser.add_argument("--dataroot", required=True, help="COCO, the folder with images/, labels/ and labels.txt")
+    parser.add_argument("--model", required=True, help="weights to start from: a closed-set or a hybrid Segmenter")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--neg_dataroot", help="ADEChallengeData2016, where the negatives come from")
+    source.add_argument(
+        "--neg_dataset",
+        nargs="?",
+        const=ADE20K_FOLDER,
+        dest="neg_dataroot",
+        help=f"the same under its older name; without a folder {ADE20K_FOLDER}",
+    )
+    add_fixed_flags(parser, COCO20.num_classes, "coco20")
+    args, recipe, run = start_run(parser, SegmenterNegativesRecipe, __file__, argv)
+
+    # A closed-set model with a new head for P(d_out | x).
+    model = segmenter(COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head)
+    load_weights(model, args.model, new=(SEGMENTER_DATASET_HEADS[recipe.dataset_head],)).to(run.device)
+    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps)
+
+    # Photographs of known things, and a source of patches of unknown ones.
+    lists = {"workers": run.workers, "list_folder": run.folder.parent}
+    transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
+    train_set = COCO20(args.dataroot, "training", transform, **lists)
+    photographs = ADE20K(args.neg_dataroot)
+    negatives = MaskedPatches(
+        photographs, recipe.negative_resize, recipe.negative_size, recipe.negative_scale, recipe.rare_below
+    )
+    val_set = COCO20(args.dataroot, "validation", **lists)
+    pasted_val_set = WithFixedNegatives(
+        COCO20(args.dataroot, "validation_known", **lists), negatives, recipe.negatives_per_image
+    )
+
+    def step(model, images, labels, patches, masks, corners):
+        images, labels = paste(images, labels, patches, masks, corners)
+        return dense_hybrid_loss(
+            *model(images),
+            labels,
+            beta=recipe.beta,
+            ignored_are_inliers=recipe.ignored_are_inliers,
+            likelihood_margin=recipe.likelihood_margin,
+        )
+
+    def validate(model):
+        windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
+        figures = anomaly_figures(windows, pasted_val_set, hybrid_score, run.device, run.workers)
+        return figures | closed_set_figures(windows, val_set, COCO20.num_classes, run.device, run.workers)
+
+    state = {"model": model, "optimizer": optimizer}
+    pasted_train_set = WithNegatives(train_set, negatives, recipe.negatives_per_image)
+    return fit(step, state, pasted_train_set, recipe, run, validate, best="AP")
+
+
+if __name__ == "__main__":
+    run_script(main)

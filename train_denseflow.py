@@ -1,0 +1,116 @@
+"""Train DenseFlow, the source of synthetic negatives, on crops of any images.
+
+    python train_denseflow.py --images FOLDER --exp_name EXP_NAME
+    python train_denseflow.py --dataset cityscapes --dataroot CITY_DATAROOT --exp_name EXP_NAME
+
+Its logs/EXP_NAME/final.pth is the --flow_state of the scripts *_finetune_flow.py. Train it on images without unknown
+things: it learns what the known looks like. Every twentieth image is kept for validation; its figure is bits per
+dimension, of which images of pure noise have 8. Numbers: recipes.yaml, block train_denseflow.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Subset
+
+from data import COCO20, Cityscapes, ImageFolder, StreetHazards, filled_transform
+from engine import (
+    Recipe,
+    argument_parser,
+    batches,
+    evaluation_loader,
+    fit,
+    run_script,
+    same_noise,
+    save_samples,
+    start_run,
+    to_device,
+)
+from losses import bits_per_dimension
+from models import denseflow_25_6, load_weights
+
+DATASETS = {
+    "cityscapes": lambda root, transform: Cityscapes(root, "train", transform),
+    "street-hazards": lambda root, transform: StreetHazards(root, "training", transform),
+    "coco20": lambda root, transform: COCO20(root, "training", transform),
+}
+HELD_OUT = 20  # every so manieth image is for validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTraining(Recipe):
+    adamax_eps: float
+    warmup_steps: int
+    validation_images: int
+    sampled_images: int
+    checkpointing: bool
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crop_size % 8:
+            raise ValueError(f"crop_size {self.crop_size} must be a multiple of 8 for a flow")
+        for key in ("adamax_eps", "validation_images", "sampled_images"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"{key} must be positive, not {getattr(self, key)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative: {self.warmup_steps}")
+
+
+def main(argv=None):
+    parser = argument_parser(__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", help="a folder with images, at any depth")
+    source.add_argument("--dataset", choices=list(DATASETS), help="train on the training images of this data set")
+    parser.add_argument("--dataroot", help="the data set's folder")
+    parser.add_argument("--flow_state", default="none", help="weights to start from (default none)")
+    args, recipe, run = start_run(parser, FlowTraining, __file__, argv)
+    if bool(args.dataset) != bool(args.dataroot):
+        parser.error("--dataset and --dataroot go together")
+
+    transform = filled_transform(recipe.crop_size, recipe.scale)
+    open_images = DATASETS[args.dataset] if args.dataset else ImageFolder
+    images = open_images(args.dataroot or args.images, transform)
+    held_out = range(0, len(images), HELD_OUT)
+    train_set = Subset(images, sorted({*range(len(images))} - {*held_out}))
+    val_set = Subset(images, held_out[: recipe.validation_images])
+
+    flow = denseflow_25_6(recipe.checkpointing)
+    if args.flow_state != "none":
+        load_weights(flow, args.flow_state)
+    flow.to(run.device)
+    optimizer = torch.optim.Adamax(flow.parameters(), recipe.lr, eps=recipe.adamax_eps)
+    state = {"model": flow, "optimizer": optimizer}
+    if recipe.warmup_steps:
+        state["warmup"] = torch.optim.lr_scheduler.LinearLR(
+            optimizer, 1 / (recipe.warmup_steps + 1), total_iters=recipe.warmup_steps
+        )
+        optimizer.register_step_post_hook(lambda *step: state["warmup"].step())
+
+    def step(flow, images, labels):
+        crops = (255 * images).round()
+        return {"bits_per_dimension": bits_per_dimension(flow(crops), crops[0].numel())}
+
+    @torch.no_grad()
+    def validate(flow):
+        bits = []
+        with same_noise(run.device):
+            for tensors, _ in batches(evaluation_loader(val_set, run.workers, run.device, recipe.batch_size)):
+                crops = (255 * to_device(tensors, run.device)[0]).round()
+                bits += [bits_per_dimension(log_prob, crops[0].numel()).item() for log_prob in flow(crops)[:, None]]
+        return {"bits_per_dimension": sum(bits) / len(bits)}
+
+    @torch.no_grad()
+    def draw(flow, path):
+        with same_noise(run.device):
+            drawn = flow.sample(recipe.sampled_images, recipe.crop_size, recipe.crop_size)
+        save_samples(path, drawn, columns=math.ceil(math.sqrt(recipe.sampled_images)))
+
+    if not run.resume:
+        print(f"before training: {validate(flow.eval())['bits_per_dimension']:.3f} bits per dimension")
+    figures = {"best": "bits_per_dimension", "lower_is_better": ("bits_per_dimension",)}
+    return fit(step, state, train_set, recipe, run, validate, draw=draw, **figures)
+
+
+if __name__ == "__main__":
+    run_script(main)
