@@ -1,9 +1,10 @@
 """The main job on an embedded default: find the unknown in a small drawn street world.
 
-    python demo.py
+    python demo.py [--negatives pictures|flow]
 
 Draws the world in StreetHazards' and ADE20K's folder layouts, trains LDN-121 on its twelve classes from random
-weights, fine-tunes it with negatives, evaluates anomaly detection and open-set segmentation, all with the scripts
+weights, fine-tunes it with negatives (patches of other pictures, or what a flow draws that is trained here, too,
+and then sees no negative picture at all), evaluates anomaly detection and open-set segmentation, all with the scripts
 that serve the real data, and shows a table and pictures. Some minutes on two cores. The world is drawn, so its
 figures say nothing about real streets.
 """
@@ -18,20 +19,25 @@ import evaluate_ood
 import evaluate_osr_sh
 import ldn_streethazards
 import ldn_streethazards_finetune
+import ldn_streethazards_finetune_flow
+import train_denseflow
 from data.drawn_world import draw_negatives, draw_street_hazards
 from engine import run_script, write_results
 
 # The sizes of the demo; all other numbers are those of recipes.yaml.
 CROPS = ["--crop_size", "96", "--batch_size", "8", "--scale", "0.75", "1.5", "--statistics_batches", "30"]
 CLOSED_SET = [*CROPS, "--epochs", "12", "--lr", "1e-3", "--backbone_lr_factor", "1", "--init", "none"]
-FINE_TUNING = [*CROPS, "--epochs", "6", "--lr", "4e-4", "--backbone_lr_factor", "1", "--beta", "0.06",
-               "--likelihood_margin", "3", "--negative_resize", "96", "--negative_scale", "0.7", "2",
-               "--negative_size", "64"]  # fmt: skip
+FINE_TUNING = [*CROPS, "--lr", "4e-4", "--backbone_lr_factor", "1", "--beta", "0.06", "--likelihood_margin", "3"]
+PICTURES = ["--epochs", "6", "--negative_resize", "96", "--negative_scale", "0.7", "2", "--negative_size", "64"]
+FLOW_TRAINING = ["--epochs", "5", "--crop_size", "32", "--batch_size", "8", "--scale", "0.75", "1.5",
+                 "--warmup_steps", "20"]  # fmt: skip
+FLOW = ["--epochs", "4", "--patch_sides", "16", "32", "8", "--flow_lr_pretrained", "1e-4", "--validation_patches", "16"]
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("demo_output"), help="written anew (default demo_output)")
+    parser.add_argument("--negatives", choices=["pictures", "flow"], default="pictures", help="(default pictures)")
     parser.add_argument("--seed", default="0", help="of the world and the training (default 0)")
     args = parser.parse_args(argv)
     started = time.monotonic()
@@ -43,8 +49,14 @@ def main(argv=None):
         world, seed = ["--dataroot", "streets"], ["--seed", args.seed]
 
         closed = ldn_streethazards.main([*world, "--exp_name", "closed_set", *seed, *CLOSED_SET])
-        start = ["--neg_dataroot", "negatives", "--model", "logs/closed_set/final.pth"]
-        hybrid = ldn_streethazards_finetune.main([*world, *start, "--exp_name", "hybrid", *seed, *FINE_TUNING])
+        start = ["--exp_name", "hybrid", "--model", "logs/closed_set/final.pth", *seed, *FINE_TUNING]
+        if args.negatives == "pictures":
+            hybrid = ldn_streethazards_finetune.main([*world, *start, "--neg_dataroot", "negatives", *PICTURES])
+        else:
+            streets = ["--dataset", "street-hazards", *world]
+            train_denseflow.main([*streets, "--exp_name", "flow", *seed, *FLOW_TRAINING])
+            flow = ["--flow_state", "logs/flow/final.pth"]
+            hybrid = ldn_streethazards_finetune_flow.main([*world, *start, *flow, *FLOW])
 
         weights = "logs/hybrid/final.pth"
         pixels = ["--dataset", "street-hazards", "--pooled", "--pictures", "0"]
@@ -62,6 +74,8 @@ def main(argv=None):
                "open_set": opened, "seconds": time.monotonic() - started}  # fmt: skip
     title = "The drawn world, which says nothing about real streets; scores over all pixels of the test frames"
     write_results(args.folder, figures, {title: rows})
+    if args.negatives == "flow":
+        print(f"what the flow draws, epoch by epoch: {args.folder}/logs/flow/pictures, then logs/hybrid/pictures")
     print(f"pictures: {args.folder / 'pictures.png'}\ntook {figures['seconds']:.0f} seconds")
     return figures
 
