@@ -4,6 +4,7 @@ Every error names the file or folder, what is wrong with it, and the way out.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +43,22 @@ class LabelledImages(Dataset):
         return *sample, image_path.relative_to(self.root).as_posix()
 
 
+class PairProblem(NamedTuple):
+    """What keeps files from being pairs."""
+
+    kind: str  # "no folder", "no image", "image alone" or "label alone"
+    path: Path  # the folder, image or label map
+    told: str
+
+
+class UnpairedFiles(FileNotFoundError):
+    """The first problem as its text; `problems` are all of them, `pairs` what is in order nevertheless."""
+
+    def __init__(self, problems: list[PairProblem], pairs: list[tuple[Path, Path]]):
+        super().__init__(problems[0].told)
+        self.problems, self.pairs = problems, pairs
+
+
 def pair_files(
     images_root: Path,
     labels_root: Path,
@@ -57,11 +74,16 @@ def pair_files(
 
     hint         how the user names this folder, for the errors
     every_image  whether an image without a label is an error; else it is left out, as its data set means it
-    raises       FileNotFoundError: no folder, no image, an image without label or a label without image
+    raises       UnpairedFiles, a FileNotFoundError: no folder, no image, an image without label or a label without
+                 image; it tells the first and carries all
     """
-    for folder in (images_root, labels_root):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}; {hint}")
+    problems = [
+        PairProblem("no folder", folder, f"no folder {folder}; {hint}")
+        for folder in (images_root, labels_root)
+        if not folder.is_dir()
+    ]
+    if problems:
+        raise UnpairedFiles(problems, [])
     ending = image_pattern.removeprefix("*")
     labels = set(labels_root.rglob("*" + label_suffix))
     pairs = []
@@ -71,14 +93,16 @@ def pair_files(
         if label in labels:
             pairs.append((image, label))
         elif every_image:
-            raise FileNotFoundError(f"{image} has no label map: {label} is missing; add it or take the image out")
+            told = f"{image} has no label map: {label} is missing; add it or take the image out"
+            problems.append(PairProblem("image alone", image, told))
     alone = sorted(labels - {label for _, label in pairs})
-    if alone:
-        raise FileNotFoundError(
-            f"{alone[0]} has no image under {images_root} ({len(alone)} such label maps); add it or take the map out"
-        )
-    if not pairs:
-        raise FileNotFoundError(f"no {image_pattern} under {images_root}; {hint}")
+    for label in alone:
+        told = f"{label} has no image under {images_root} ({len(alone)} such label maps); add it or take the map out"
+        problems.append(PairProblem("label alone", label, told))
+    if not pairs and not problems:
+        problems.append(PairProblem("no image", images_root, f"no {image_pattern} under {images_root}; {hint}"))
+    if problems:
+        raise UnpairedFiles(problems, pairs)
     return pairs
 
 
@@ -124,11 +148,12 @@ def label_table(known: dict[int, int]) -> Tensor:
     return table
 
 
-def open_image(path: Path) -> Image.Image:
-    """A decoded picture; a truncated or foreign file is a ValueError that names it."""
+def open_image(path: Path, decoded: bool = True) -> Image.Image:
+    """A picture, decoded or only its header read; a truncated or foreign file is a ValueError that names it."""
     try:
         image = Image.open(path)
-        image.load()
+        if decoded:
+            image.load()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is gone; it was there when the data set was listed") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
