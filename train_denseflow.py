@@ -55,6 +55,8 @@ class FlowTraining(Recipe):
                 raise ValueError(f"{key} must be positive, not {getattr(self, key)}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative: {self.warmup_steps}")
+        if self.warmup_steps and self.lr_min:
+            raise ValueError(f"lr_min {self.lr_min} must be 0 where there are warmup_steps")
 
 
 def main(argv=None):

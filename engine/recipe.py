@@ -100,8 +100,12 @@ class FlowRecipe(HybridRecipe):
             require(getattr(self, key) >= 0, f"{key} must not be negative: {getattr(self, key)}")
         smallest, largest, side_step = self.patch_sides
         require(
-            0 < smallest <= largest and side_step > 0 and not any(side % 8 for side in self.patch_sides),
-            f"patch_sides {list(self.patch_sides)} must be smallest, largest and step in pixels, all multiples of 8",
+            0 < smallest <= largest
+            and side_step > 0
+            and not any(side % 8 for side in self.patch_sides)
+            and (largest - smallest) % side_step == 0,
+            f"patch_sides {list(self.patch_sides)} must be smallest, largest and step in pixels, all multiples of 8, "
+            "and whole steps from the smallest to the largest",
         )
         require(
             largest <= self.crop_size,

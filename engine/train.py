@@ -130,13 +130,18 @@ def train_epoch(
     model = state["model"].train()
     title = f"epoch {loader.sampler.epoch + 1}/{recipe.epochs}"
     with tqdm(total=len(loader), desc=title, leave=False, dynamic_ncols=True, disable=None) as bar:
+        values = {}
         for tensors, names in batches(loader):
             tensors = to_device(tensors, run.device)
-            values, steps_done = {}, steps_done + 1
+            before, values, steps_done = values, {}, steps_done + 1
             rates = {f"{name}/lr".removeprefix("optimizer/"): learning_rate(state[name]) for name in steps}
             for name, step in steps.items():
-                with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                    terms = step(model, *tensors)
+                try:
+                    with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                        terms = step(model, *tensors)
+                except FloatingPointError as error:
+                    told = f"{error}; terms of step {steps_done} so far: {values}, of the step before: {before}"
+                    raise FloatingPointError(told) from error
                 numbers = torch.stack([term.detach() for term in terms.values()]).tolist()
                 values |= dict(zip(terms, numbers, strict=True))
                 if not all(math.isfinite(value) for value in values.values()):

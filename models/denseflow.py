@@ -92,6 +92,9 @@ class DenseFlow(nn.Module):
     def initialize(self, images: Tensor) -> None:
         """Set the ActNorm layers that were never set from what reaches them when images go through the flow."""
 
+        if len(images) * images.shape[2] * images.shape[3] < 2 * self.stride**2:
+            raise ValueError("a flow cannot be set from one value per channel: take larger patches or a larger batch")
+
         def set_norm(layer: Layer, inputs: tuple[Tensor]) -> None:
             if not layer.norm.initialized:
                 layer.norm.initialize(*inputs)
@@ -316,8 +319,6 @@ class ActNorm(nn.Module):
     @torch.no_grad()
     def initialize(self, features: Tensor) -> None:
         """Make what these features (B, C, h, w) become zero in mean and one in standard deviation."""
-        if features[:, 0].numel() < 2:
-            raise ValueError("a flow cannot be set from one value per channel: take larger patches or a larger batch")
         self.shift.copy_(features.mean((0, 2, 3), keepdim=True))
         self.log_scale.copy_((features.std((0, 2, 3), keepdim=True) + 1e-6).log())
         self.initialized.fill_(1)
