@@ -46,9 +46,10 @@ class LabelledImages(Dataset):
 class PairProblem(NamedTuple):
     """What keeps files from being pairs."""
 
-    kind: str  # "no folder", "no image", "image alone" or "label alone"
+    kind: str  # "no folder", "no image", "no label", "image alone" or "label alone"
     path: Path  # the folder, image or label map
     told: str
+    wanted: Path | None = None  # of an image alone: the label map that is missing
 
 
 class UnpairedFiles(FileNotFoundError):
@@ -86,21 +87,24 @@ def pair_files(
         raise UnpairedFiles(problems, [])
     ending = image_pattern.removeprefix("*")
     labels = set(labels_root.rglob("*" + label_suffix))
+    images = sorted(images_root.rglob(image_pattern))
     pairs = []
-    for image in sorted(images_root.rglob(image_pattern)):
+    for image in images:
         relative = image.relative_to(images_root)
         label = labels_root / relative.parent / (relative.name.removesuffix(ending) + label_suffix)
         if label in labels:
             pairs.append((image, label))
         elif every_image:
             told = f"{image} has no label map: {label} is missing; add it or take the image out"
-            problems.append(PairProblem("image alone", image, told))
+            problems.append(PairProblem("image alone", image, told, label))
     alone = sorted(labels - {label for _, label in pairs})
     for label in alone:
         told = f"{label} has no image under {images_root} ({len(alone)} such label maps); add it or take the map out"
         problems.append(PairProblem("label alone", label, told))
-    if not pairs and not problems:
+    if not images and not alone:
         problems.append(PairProblem("no image", images_root, f"no {image_pattern} under {images_root}; {hint}"))
+    elif not pairs and not problems:
+        problems.append(PairProblem("no label", labels_root, f"no *{label_suffix} under {labels_root}; {hint}"))
     if problems:
         raise UnpairedFiles(problems, pairs)
     return pairs

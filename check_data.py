@@ -1,0 +1,716 @@
+"""Check a data set before it is used: folders, pairs, sizes, modes, label values, numbers of images.
+
+    python check_data.py --dataset DATASET --dataroot DATAROOT [--quick] [--folder OUTPUT_DIR]
+
+DATASET is street-hazards, cityscapes, lf or static (Fishyscapes), ade20k, coco20, anomaly-track or obstacle-track
+(SegmentMeIfYouCan), road-anomaly, or images: any folder of them. Every file is read, with all cores; what is wrong is
+listed with the way to mend it. The exit code is 1 where the data cannot be used, else 0: another number of images
+than is published is only a warning. Nothing is written below DATAROOT.
+"""
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from data import (
+    ADE20K,
+    COCO20,
+    IGNORE,
+    OUTLIER,
+    AnomalyTrack,
+    Cityscapes,
+    FishyscapesStatic,
+    ImageFolder,
+    LostAndFound,
+    ObstacleTrack,
+    RoadAnomaly,
+    StreetHazards,
+)
+from data.coco import FOLDERS as COCO_FOLDERS
+from data.coco import HINT as COCO_HINT
+from data.coco import REMOVED_IDS, RULES, check_names, leave_interrupts_to_the_main_process
+from data.files import UNKNOWN_VALUE, PairProblem, UnpairedFiles, described, open_image, pair_files, ranges
+from data.smiyc import IMAGE_ENDINGS, LABEL_ENDING
+from engine import run_script, write_results
+from engine.evaluate import markdown_table
+from engine.run import available_cores
+
+MOST = 5  # examples shown of each kind of problem
+MOST_ROWS = 25  # of the table of labels on the screen; results.json holds all
+LEVELS = {"error": "errors, with which the data cannot be used", "warning": "warnings", "note": "notes"}
+LABEL_MODES = ("L", "P", "I", "I;16")  # those that data.files.read_labels takes
+FOLDER_MODES = ("RGB", "RGBA", "L", "LA", "P")  # those that ImageFolder takes
+JUNK_NAMES = ("Thumbs.db", "desktop.ini", ".DS_Store")
+
+Pairs = list[tuple[Path, Path | None]]
+
+
+class Problem(NamedTuple):
+    level: str  # error, warning or note
+    kind: str  # what is wrong and how to mend it; problems of one kind are told together
+    example: str = ""
+
+
+class Split(NamedTuple):
+    """A part of a data set, how many samples of it are published (None: not known for sure), and what it is for."""
+
+    pairs: Callable[[Path], Pairs]
+    published: int | None
+    evaluated: bool = False  # whether unknown pixels are looked for in it
+
+
+class Source(NamedTuple):
+    """A data set and what its folder holds."""
+
+    dataset: type
+    holds: tuple[str, ...]  # of which at least one lies in the right folder, as glob patterns
+    labels: str  # the folder of the label maps, or their ending
+    get_labels: str  # where the label maps come from
+    splits: dict[str, Split]
+
+
+class Found(NamedTuple):
+    """What one image and its label map are."""
+
+    size: tuple[int, int] | None = None  # width, height
+    mode: str | None = None
+    label_mode: str | None = None
+    pixels: dict[int, int] | None = None  # by stored value
+    problems: tuple[Problem, ...] = ()
+
+
+def coco_pairs(root: Path, split: str) -> Pairs:
+    """All photographs, not only the chosen ones: COCO20 itself would keep a list of these below the root."""
+    folder = COCO_FOLDERS[split]
+    return pair_files(root / "images" / folder, root / "labels" / folder, COCO_HINT, image_pattern="*.jpg")
+
+
+def lost_and_found_pairs(root: Path) -> Pairs:
+    """As LostAndFound pairs them, without its look into every map, which ends at the first damaged one."""
+    hint = "--dataroot is Fishyscapes Lost & Found, which holds leftImg8bit/ and ood/"
+    names = "*_leftImg8bit.png", "_ood_segmentation.png"
+    return pair_files(root / "leftImg8bit", root / "ood", hint, *names, every_image=False)
+
+
+def track_pairs(root: Path, track: type) -> Pairs:
+    """As the track pairs them; where it stops at a label map without its one image, all such maps are told."""
+    try:
+        return track(root).pairs
+    except FileNotFoundError:
+        missing = [folder for folder in (root / "images", root / "labels_masks") if not folder.is_dir()]
+        maps = sorted((root / "labels_masks").glob("*" + LABEL_ENDING))
+        pairs, problems = [], [PairProblem("no folder", folder, f"no folder {folder}") for folder in missing]
+        if not missing and not maps:
+            told = f"no *{LABEL_ENDING} under {root / 'labels_masks'}"
+            problems.append(PairProblem("no label", root / "labels_masks", told))
+        for path in maps if not missing else ():
+            name = path.name.removesuffix(LABEL_ENDING)
+            found = [image for ending in IMAGE_ENDINGS if (image := root / "images" / (name + ending)).exists()]
+            if len(found) == 1:
+                pairs.append((found[0], path))
+            else:
+                told = f"{path} has {len(found)} images {name}.jpg, .png or .webp; one each is needed"
+                problems.append(PairProblem("label alone", path, told))
+        raise UnpairedFiles(problems, pairs) from None
+
+
+def only_split(pairs: Callable[[Path], Pairs], published: int) -> dict[str, Split]:
+    return {"all": Split(pairs, published, evaluated=True)}
+
+
+# The published numbers: StreetHazards, Cityscapes, Fishyscapes, ADE20K (ADEChallengeData2016), SegmentMeIfYouCan
+# and RoadAnomaly from the data sets' papers, COCO 2017 from its own page.
+SOURCES = {
+    "street-hazards": Source(
+        StreetHazards,
+        ("train/images", "train/annotations", "test/images", "test/annotations"),
+        "annotations",
+        "they come in the same archives (train and test) as the images",
+        {
+            "training": Split(lambda root: StreetHazards(root, "training").pairs, 5125),
+            "validation": Split(lambda root: StreetHazards(root, "validation").pairs, 1031),
+            "test": Split(lambda root: StreetHazards(root, "test").pairs, 1500, evaluated=True),
+        },
+    ),
+    "cityscapes": Source(
+        Cityscapes,
+        ("leftImg8bit", "gtFine"),
+        "gtFine",
+        "unpack Cityscapes' gtFine_trainvaltest.zip beside leftImg8bit/",
+        {
+            "train": Split(lambda root: Cityscapes(root, "train").pairs, 2975),
+            "val": Split(lambda root: Cityscapes(root, "val").pairs, 500),
+        },
+    ),
+    "lf": Source(
+        LostAndFound,
+        ("ood", "leftImg8bit"),
+        "ood",
+        "ood/ is Fishyscapes' own download and goes beside Lost & Found's leftImg8bit/",
+        only_split(lost_and_found_pairs, 100),
+    ),
+    "static": Source(
+        FishyscapesStatic,
+        ("*_rgb.jpg", "*_labels.png"),
+        "_labels.png",
+        "NAME_labels.png lies beside NAME_rgb.jpg in Fishyscapes' download",
+        only_split(lambda root: FishyscapesStatic(root).pairs, 30),
+    ),
+    "ade20k": Source(
+        ADE20K,
+        ("images/training", "annotations/training"),
+        "annotations",
+        "they are in ADEChallengeData2016.zip, annotations/",
+        {"training": Split(lambda root: ADE20K(root).pairs, 20210)},
+    ),
+    "coco20": Source(
+        COCO20,
+        ("images/train2017", "images/val2017", "labels/train2017", "labels/val2017", "labels.txt"),
+        "labels",
+        "unpack COCO-Stuff's stuffthingmaps_trainval2017.zip into labels/",
+        {
+            "training": Split(partial(coco_pairs, split="training"), 118287),
+            "validation": Split(partial(coco_pairs, split="validation"), 5000, evaluated=True),
+        },
+    ),
+    "anomaly-track": Source(
+        AnomalyTrack,
+        ("images", "labels_masks"),
+        "labels_masks",
+        "they are in the download of the data set, labels_masks/, for its validation frames",
+        only_split(partial(track_pairs, track=AnomalyTrack), 10),
+    ),
+    "obstacle-track": Source(
+        ObstacleTrack,
+        ("images", "labels_masks"),
+        "labels_masks",
+        "they are in the download of the data set, labels_masks/, for its validation frames",
+        only_split(partial(track_pairs, track=ObstacleTrack), 30),
+    ),
+    "road-anomaly": Source(
+        RoadAnomaly,
+        ("frames",),
+        "labels_semantic.png",
+        "they are frames/NAME.labels/labels_semantic.png in the download",
+        only_split(lambda root: RoadAnomaly(root).pairs, 60),
+    ),
+    "images": Source(
+        ImageFolder,
+        ("*",),
+        "",
+        "",
+        {"all": Split(lambda root: [(path, None) for path in ImageFolder(root).paths], None)},
+    ),
+}
+CHOSEN = {"training": 20581, "validation": 4952}  # of COCO's photographs; as data.coco has it
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--dataset", required=True, choices=list(SOURCES))
+    parser.add_argument("--dataroot", required=True, type=Path, help="the data set's folder")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all that are read)")
+    parser.add_argument("--quick", action="store_true", help="folders, pairs and the files' headers only")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="processes; 0: this one (default: all cores)"
+    )
+    parser.add_argument("--folder", type=Path, help="where results.json and table.md go (default: nowhere)")
+    args = parser.parse_args(argv)
+    unknown = set(args.splits or ()) - SOURCES[args.dataset].splits.keys()
+    if unknown:
+        parser.error(
+            f"{args.dataset} has no split {', '.join(sorted(unknown))}: {', '.join(SOURCES[args.dataset].splits)}"
+        )
+    if args.folder and args.folder.resolve().is_relative_to(args.dataroot.resolve()):
+        parser.error(f"--folder {args.folder} lies in --dataroot, where nothing is to be written; choose another")
+
+    results = checked(args.dataset, args.dataroot, args.splits, args.workers, args.quick)
+    tables = split_tables(args.dataset, results["splits"])
+    if args.folder:
+        write_results(args.folder, results, tables)
+    elif tables:
+        print("\n".join(f"\n{title}\n\n{markdown_table(rows)}" for title, rows in tables.items()))
+    print(told(results))
+    if not results["usable"]:
+        raise SystemExit(1)
+    return results
+
+
+def checked(name: str, root: Path, splits: list[str] | None = None, workers: int = 0, quick: bool = False) -> dict:
+    """What is to be said of a data set: {"usable", "errors", "warnings", "notes", "splits", ...}."""
+    source = SOURCES[name]
+    problems, reports = list(folder_problems(root, source)), {}
+    if not problems:
+        problems += junk_files(root)
+        if name == "coco20":
+            problems += names_problems(root)
+        for title in splits or source.splits:
+            pairs, found = listed(name, title, root)
+            problems += found
+            if pairs:
+                report, found = looked_into(name, title, pairs, root, workers, quick)
+                reports[title] = report
+                problems += found
+    levels = {f"{level}s": grouped(problem for problem in problems if problem.level == level) for level in LEVELS}
+    head = {"dataset": name, "dataroot": str(root), "quick": quick, "usable": not levels["errors"]}
+    return head | levels | {"splits": reports}
+
+
+# Folders and pairs
+
+
+def folder_problems(root: Path, source: Source) -> Iterable[Problem]:
+    """Whether the root is the right folder; where not, which one is."""
+    if not root.is_dir():
+        yield Problem("error", f"there is no folder {root}; give the data set's folder as --dataroot")
+        return
+    if fits(root, source):
+        return
+    better = better_roots(root, source)
+    if better:
+        where = "further up" if root.resolve().is_relative_to(better[0]) else "further down"
+        given = " or ".join(f"--dataroot {path}" for path in better[:MOST])
+        yield Problem("error", f"{root} is not the data set's folder, which lies {where}: give {given}")
+        return
+    inside = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    holds = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "") if inside else "nothing"
+    yield Problem(
+        "error",
+        f"{root} is not the data set's folder: it should hold {' or '.join(source.holds)}, and it holds {holds}; "
+        "give the folder that the archives were unpacked into",
+    )
+
+
+def fits(folder: Path, source: Source) -> bool:
+    return any(True for pattern in source.holds for _ in folder.glob(pattern))
+
+
+def better_roots(root: Path, source: Source, depth: int = 3) -> list[Path]:
+    """The nearest folders above the root or below it that hold what the data set's folder should hold."""
+    root = root.resolve()
+    above = [parent for parent in root.parents[:depth] if fits(parent, source)]
+    if above:
+        return above[:1]
+    level = [root]
+    for _ in range(depth):
+        level = [Path(entry) for folder in level for entry in folders_in(folder)]
+        below = [folder for folder in level if fits(folder, source)]
+        if below:
+            return below
+    return []
+
+
+def folders_in(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def junk_files(root: Path) -> Iterable[Problem]:
+    """Files that file managers leave behind and no data set reads."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name in JUNK_NAMES:
+                kind = f"{name} is left by a file manager and never read; it may stay"
+                yield Problem("note", kind, shortened(Path(folder, name), root))
+
+
+def names_problems(root: Path) -> Iterable[Problem]:
+    try:
+        check_names(root / "labels.txt")
+    except (FileNotFoundError, ValueError) as error:
+        yield Problem("error", str(error))
+
+
+def listed(name: str, title: str, root: Path) -> tuple[Pairs, list[Problem]]:
+    """The pairs of a split that are in order, and what is wrong with the others."""
+    source = SOURCES[name]
+    try:
+        pairs, unpaired = source.splits[title].pairs(root), []
+    except UnpairedFiles as error:
+        pairs, unpaired = error.pairs, error.problems
+    except FileNotFoundError as error:  # ImageFolder's
+        return [], [Problem("error", str(error))]
+    doubles = f"files ._NAME, which macOS adds, are taken for images; remove them: find '{root}' -name '._*' -delete"
+    problems = [
+        Problem("error", doubles, shortened(path, root))
+        for path in [image for image, _ in pairs] + [problem.path for problem in unpaired]
+        if path.name.startswith("._")
+    ]
+    pairs = [pair for pair in pairs if not pair[0].name.startswith("._")]
+    unpaired = [problem for problem in unpaired if not problem.path.name.startswith("._")]
+    missing = [problem for problem in unpaired if problem.kind == "no folder"]
+    if len(missing) > 1 and len(source.splits) > 1:
+        others = " ".join(other for other in source.splits if other != title)
+        advice = f"unpack it, or leave it out of the check: --splits {others}"
+        problems.append(Problem("error", f"the split {title} is not there: {missing[0].told}; {advice}"))
+    else:
+        problems += [unpaired_problem(problem, source, title, root, bool(pairs)) for problem in unpaired]
+    return pairs, problems
+
+
+def unpaired_problem(problem: PairProblem, source: Source, title: str, root: Path, some: bool) -> Problem:
+    """A problem of pairing with its way out; `some` says whether other files of the split are pairs."""
+    example = shortened(problem.path, root)
+    if problem.kind in ("no folder", "no label"):
+        of_labels = source.labels in problem.path.relative_to(root).parts
+        advice = (
+            f"the label maps are missing: {source.get_labels}" if of_labels else "the images are missing: unpack them"
+        )
+        return Problem("error", f"{problem.told} ({advice})")
+    if problem.kind == "no image":
+        endings = Counter(path.suffix for path in problem.path.rglob("*") if path.is_file()).most_common(3)
+        there = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in endings)
+        return Problem("error", f"{problem.told}; files that are there: {there or 'none'}")
+    if problem.kind == "label alone":
+        alone = "label maps without their image" if some else "no label map has its image"
+        return Problem("error", f"{title}: {alone}; unpack the images again, or take the label maps out", example)
+    beside = names_beside(problem.path, problem.wanted)
+    if any("labelTrainIds" in other for other in beside):
+        told = "there is only *_labelTrainIds.png where *_labelIds.png is read; " + source.get_labels
+    elif any(other.lower().endswith((".jpg", ".jpeg")) for other in beside):
+        told = "the label map is a JPEG, which blurs the values; take the original PNG file"
+    elif some:
+        told = "images without label map; unpack the label maps again, or take the images out"
+    else:
+        told = f"no image has its label map; {source.get_labels}"
+    return Problem("error", f"{title}: {told}", f"{example}: {shortened(problem.wanted, root)} is missing")
+
+
+def names_beside(image: Path, wanted: Path) -> list[str]:
+    """What lies where an image's label map should be, by names that begin as both do."""
+    same = [a == b for a, b in zip(image.stem, wanted.stem, strict=False)]
+    stem = wanted.stem[: (same + [False]).index(False)].rstrip("_-")
+    if image.parent == wanted.parent or not wanted.parent.is_dir():
+        return []
+    return [path.name for path in wanted.parent.glob(f"{stem}*") if not path.name[len(stem) : len(stem) + 1].isalnum()]
+
+
+def shortened(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+# Files
+
+
+def looked_into(
+    name: str, title: str, pairs: Pairs, root: Path, workers: int, quick: bool
+) -> tuple[dict, list[Problem]]:
+    """What a split holds, and what is wrong with it."""
+    source = SOURCES[name]
+    labelled = name != "images"
+    values = source.dataset.table.numpy() if labelled else None
+    modes = source.dataset.image_modes if labelled else FOLDER_MODES
+    found = looked_at(pairs, partial(look_at, root=root, values=values, modes=modes, quick=quick), workers, title)
+    problems = [problem for file in found for problem in file.problems]
+    sizes = Counter(f"{file.size[0]}x{file.size[1]}" for file in found if file.size)
+    report = {
+        "images": len(pairs),
+        "published_images": source.splits[title].published,
+        "sizes": dict(sizes.most_common()),
+        "image_modes": dict(Counter(file.mode for file in found if file.mode)),
+        "label_modes": dict(Counter(file.label_mode for file in found if file.label_mode)),
+    }
+    problems += count_problems(title, len(pairs), source.splits[title].published)
+    if labelled and not quick:
+        counted = [file.pixels for file in found if file.pixels]
+        if name == "coco20":
+            counted = [pixels for pixels in counted if chosen(pixels, title)]
+            report["chosen_images"] = len(counted)
+            if counted or all(file.pixels for file in found):  # else those that are damaged may be the ones
+                problems += chosen_problems(title, len(counted))
+        pixels = Counter()
+        for part in counted:
+            pixels.update(part)
+        report["stored_values"] = {str(value): count for value, count in sorted(pixels.items())}
+        report["labels"] = label_pixels(name, pixels)
+        report["outlier_pixels"] = report["labels"].get("outlier", {}).get("pixels", 0)
+        advice = value_advice(name, set(pixels))
+        valid = ranges(np.flatnonzero(values != UNKNOWN_VALUE).tolist())
+        kind = f"{title}: label values that the data set does not have; its values are {valid}" + advice
+        problems = [problem._replace(kind=kind) if problem.kind == "values" else problem for problem in problems]
+        if counted:
+            problems += content_problems(name, title, pixels, report, pairs, not any(p.kind == kind for p in problems))
+    return report, problems
+
+
+def looked_at(pairs: Pairs, look: Callable, workers: int, title: str) -> list[Found]:
+    chunk = max(1, min(64, len(pairs) // (4 * max(1, workers))))
+    pool = ProcessPoolExecutor(workers, initializer=leave_interrupts_to_the_main_process) if workers else None
+    try:
+        found = pool.map(look, pairs, chunksize=chunk) if pool else map(look, pairs)
+        return list(tqdm(found, f"checking {title}", len(pairs), leave=False, dynamic_ncols=True, disable=None))
+    except BrokenProcessPool as error:
+        raise ChildProcessError("a process died; most often memory ran out: lower --workers, or 0 for one") from error
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+
+
+def look_at(
+    pair: tuple[Path, Path | None], root: Path, values: np.ndarray | None, modes: tuple[str, ...], quick: bool
+) -> Found:
+    """Read an image and its label map; with NumPy alone, since torch's threads do not survive a fork.
+
+    values  (256,) as a data set's table: UNKNOWN_VALUE where a stored value is none of its own
+    modes   Pillow modes of images that the data set takes
+    """
+    image_path, label_path = pair
+    problems, size, mode, label_mode, pixels = [], None, None, None, None
+    try:
+        with open_image(image_path, decoded=not quick) as image:
+            size, mode = image.size, image.mode
+        if mode not in modes:
+            kind = f"images that are not {' or '.join(modes)}; convert them, or take out label maps that lie among them"
+            problems.append(Problem("error", kind, f"{shortened(image_path, root)} is {described(mode)}"))
+    except (OSError, ValueError) as error:
+        problems.append(damaged(image_path, root, error))
+    if label_path is None:
+        return Found(size, mode, problems=tuple(problems))
+    try:
+        with open_image(label_path, decoded=not quick) as labels:
+            label_mode = labels.mode
+            if size and labels.size != size:
+                sizes = " and ".join(f"{width}x{height}" for width, height in (size, labels.size))
+                turned = " (one of the two is turned)" if labels.size == size[::-1] else ""
+                kind = (
+                    "image and label map are of two sizes; take both from the original archives, "
+                    "or resize the label map to the image's size with nearest neighbour"
+                )
+                problems.append(Problem("error", kind, f"{shortened(image_path, root)} {sizes}{turned}"))
+            example = shortened(label_path, root)
+            if labels.format == "JPEG":
+                kind = (
+                    "label maps saved as JPEG, which blurs the values, whatever the file is called; take the originals"
+                )
+                problems.append(Problem("error", kind, example))
+            elif label_mode not in LABEL_MODES:
+                problems.append(Problem("error", colour_advice(labels, quick), f"{example} is {described(label_mode)}"))
+            elif not quick:
+                pixels = counts(np.asarray(labels))
+                wrong = [v for v in pixels if not 0 <= v < len(values) or values[v] == UNKNOWN_VALUE]
+                if wrong:
+                    problems.append(Problem("error", "values", f"{example} holds {ranges(sorted(wrong))}"))
+    except (OSError, ValueError) as error:
+        problems.append(damaged(label_path, root, error))
+    return Found(size, mode, label_mode, pixels, tuple(problems))
+
+
+def damaged(path: Path, root: Path, error: Exception) -> Problem:
+    reason = str(error.__cause__ or error).replace(repr(str(path)), "the file")
+    if path.is_file() and path.stat().st_size == 0:
+        reason = "the file is empty"
+    return Problem(
+        "error",
+        "files that cannot be read as images: cut short, empty or something else; copy, unpack or download them again",
+        f"{shortened(path, root)}: {reason}",
+    )
+
+
+def colour_advice(labels, quick: bool) -> str:
+    if not quick and labels.mode in ("RGB", "RGBA"):
+        channels = np.asarray(labels)
+        if (channels[..., :1] == channels[..., 1:3]).all():
+            return (
+                "label maps saved as RGB with three equal channels; keep one of them: "
+                "Image.open(path).getchannel(0).save(path)"
+            )
+    return (
+        "label maps saved in colour; a label map has one value per pixel: take the original files, not pictures of them"
+    )
+
+
+def counts(stored: np.ndarray) -> dict[int, int]:
+    """Pixels by stored value."""
+    if stored.dtype == np.uint8:
+        pixels = np.bincount(stored.ravel(), minlength=256)
+        return {int(value): int(pixels[value]) for value in pixels.nonzero()[0]}
+    return {int(value): int(count) for value, count in zip(*np.unique(stored, return_counts=True), strict=True)}
+
+
+# What a split holds as a whole
+
+
+def count_problems(title: str, images: int, published: int | None) -> Iterable[Problem]:
+    if published and images != published:
+        why = (
+            "is the download complete, and all of it unpacked?"
+            if images < published
+            else "is something else among them?"
+        )
+        yield Problem("warning", f"{title}: {images:,} images with label map; {published:,} are published: {why}")
+
+
+def chosen(pixels: dict[int, int], title: str) -> bool:
+    """Whether COCO20 takes a photograph: the rules in data.coco.RULES."""
+    table = COCO20.table
+    labels = {int(table[value]) for value in pixels if 0 <= value < len(table)}
+    known = any(0 <= label < COCO20.num_classes for label in labels)
+    return known and OUTLIER not in labels if title == "training" else known or OUTLIER in labels
+
+
+def chosen_problems(title: str, count: int) -> Iterable[Problem]:
+    if not count:
+        yield Problem(
+            "error", f"{title}: no label map holds {RULES[title]}; a pixel's value must be COCO-Stuff's id - 1"
+        )
+    elif count != CHOSEN[title]:
+        yield Problem(
+            "warning", f"{title}: {count:,} photographs are chosen by their labels; {CHOSEN[title]:,} are published"
+        )
+
+
+def label_pixels(name: str, pixels: Counter) -> dict[str, dict]:
+    """{label: {"stored", "pixels", "share"}} of all labels that the data set has, the share among valid values."""
+    table = SOURCES[name].dataset.table.tolist()
+    classes = list(getattr(SOURCES[name].dataset, "class_colours", ()))
+    stored = {}
+    for value, label in enumerate(table):
+        if label != UNKNOWN_VALUE:
+            stored.setdefault(label, []).append(value)
+    total = sum(pixels[value] for values in stored.values() for value in values)
+    labels = {}
+    for label, values in sorted(stored.items()):
+        title = {OUTLIER: "outlier", IGNORE: "ignored"}.get(label, f"id {label}" if len(stored) > 100 else "inlier")
+        count = sum(pixels[value] for value in values)
+        share = count / total if total else 0.0
+        title = classes[label] if label < len(classes) else title
+        labels[title] = {"stored": ranges(values), "pixels": count, "share": share}
+    return labels
+
+
+def value_advice(name: str, values: set[int]) -> str:
+    """What wrong values most often mean in this data set."""
+    if name == "street-hazards" and 0 in values and max(values) <= 13:
+        return ". These begin at 0: another project took 1 off each; take the original maps"
+    if name == "road-anomaly" and 1 in values:
+        return ". In RoadAnomaly's own files the outlier is 2; 1 is Fishyscapes' and SegmentMeIfYouCan's: store it as 2"
+    if name in ("static", "anomaly-track", "obstacle-track") and 2 in values:
+        return ". 2 is ignored in Lost & Found and the outlier in RoadAnomaly: is it the right --dataset?"
+    if name == "ade20k":
+        return ". Take ADEChallengeData2016, not the full ADE20K, and maps in which unlabeled is 0"
+    if name == "coco20":
+        return ". A pixel's value is COCO-Stuff's id - 1: take the maps of stuffthingmaps_trainval2017.zip"
+    return ". Many values in between come from resizing with interpolation: take the original maps"
+
+
+def content_problems(
+    name: str, title: str, pixels: Counter, report: dict, pairs: Pairs, valid: bool
+) -> Iterable[Problem]:
+    """What the files say only together; `valid`: whether all values were ones that the data set has."""
+    labels, values = report["labels"], set(pixels)
+    known = sum(part["pixels"] for label, part in labels.items() if label not in ("outlier", "ignored"))
+    if not known:
+        yield Problem("error", f"{title}: no pixel of a known class in any label map; are they the right ones?")
+    if name == "cityscapes" and not values & set(range(19, 34)):
+        yield Problem(
+            "error",
+            f"{title}: the label maps hold {ranges(sorted(values))} and none of 19-33 (traffic light, vegetation, sky, "
+            "person, car): these are train ids under the name labelIds; unpack gtFine_trainvaltest.zip again",
+        )
+    if name == "lf" and 1 not in values and 2 in values:
+        yield Problem(
+            "error",
+            f"{title}: no label map holds 1 (outlier) but some hold 2, which is ignored in Lost & Found; in "
+            "RoadAnomaly's maps 2 is the outlier: --dataset road-anomaly, or store it as 1",
+        )
+    elif SOURCES[name].splits[title].evaluated and not report["outlier_pixels"] and valid:
+        advice = "; 255 is read as ignored: store the outliers as 1" if 255 in values and name != "coco20" else ""
+        yield Problem("error", f"{title}: no outlier pixel in any label map, so there is nothing to find{advice}")
+    if name == "lf" and 255 in values and 1 in values:
+        yield Problem("note", f"{title}: 255 is read as ignored, as 2 is")
+    if name == "coco20" and values & {number - 1 for number in REMOVED_IDS}:
+        yield Problem(
+            "warning", f"{title}: pixels of ids that COCO removed; are values ids where they should be ids - 1?"
+        )
+    if name == "street-hazards" and title != "test" and report["outlier_pixels"]:
+        yield Problem(
+            "warning", f"{title}: {report['outlier_pixels']:,} pixels of anomalies, of which there should be none"
+        )
+    if name == "street-hazards" and title == "test":
+        towns = {town for image, _ in pairs for town in image.parts if town in ("t5", "t6")}
+        for town in sorted({"t5", "t6"} - towns):
+            yield Problem("warning", f"test: no frame of town {town}, which evaluate_osr_sh.py needs")
+    if title in ("training", "train") and name != "ade20k":
+        never = [label for label, part in labels.items() if not part["pixels"] and label not in ("outlier", "ignored")]
+        if never and known:
+            yield Problem("warning", f"{title}: classes without a pixel, which cannot be learnt: {', '.join(never)}")
+
+
+# What is shown
+
+
+def grouped(problems: Iterable[Problem]) -> list[dict]:
+    """[{"kind", "examples"}] in the order in which the kinds turned up."""
+    kinds = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem.example)
+    return [{"kind": kind, "examples": [text for text in found if text]} for kind, found in kinds.items()]
+
+
+def told(results: dict) -> str:
+    lines = []
+    for level, title in LEVELS.items():
+        groups = results[f"{level}s"]
+        if groups:
+            lines.append(f"\n{title}:")
+        for group in groups:
+            examples = group["examples"]
+            count = f" ({len(examples):,} files)" if len(examples) > 1 else ""
+            lines.append(f"  - {group['kind']}{count}")
+            lines += [f"      {example}" for example in examples[:MOST]]
+            if len(examples) > MOST:
+                lines.append(f"      and {len(examples) - MOST:,} more")
+    counted = {level: len(results[f"{level}s"]) for level in ("error", "warning")}
+    numbers = [f"{count} {level}{'s' * (count > 1)}" for level, count in counted.items() if count]
+    verdict = "can be used" if results["usable"] else "CANNOT be used"
+    depth = "by folders, pairs and headers alone, " if results["quick"] else ""
+    lines.append(
+        f"\n{depth}{results['dataset']} in {results['dataroot']} {verdict}: {', '.join(numbers) or 'all is well'}"
+    )
+    return "\n".join(lines)
+
+
+def split_tables(name: str, reports: dict[str, dict]) -> dict[str, list[list]]:
+    if not reports:
+        return {}
+    rows = [["split", "images", "published", "sizes", "outlier pixels"]]
+    for title, report in reports.items():
+        outliers = f"{report['outlier_pixels']:,}" if "outlier_pixels" in report else ""
+        images = f"{report['images']:,}" + (
+            f", {report['chosen_images']:,} chosen" if "chosen_images" in report else ""
+        )
+        published = f"{report['published_images']:,}" if report["published_images"] else ""
+        published += f", {CHOSEN[title]:,} chosen" if name == "coco20" else ""
+        sizes = [f"{size} ({count:,})" for size, count in report["sizes"].items()]
+        more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+        rows.append([title, images, published, ", ".join(sizes[:3]) + more, outliers])
+    tables = {f"{name}: what is there": rows}
+    counted = {title: report["labels"] for title, report in reports.items() if "labels" in report}
+    if counted:
+        labels = next(iter(counted.values()))
+        order = list(labels)
+        if len(order) > MOST_ROWS:
+            order = sorted(order, key=lambda label: -sum(part[label]["pixels"] for part in counted.values()))
+        rows = [["label", "stored", *(f"{title}, % of pixels" for title in counted)]]
+        for label in order[:MOST_ROWS]:
+            rows.append([label, labels[label]["stored"], *(part[label]["share"] for part in counted.values())])
+        if order[MOST_ROWS:]:
+            rest = [sum(part[label]["share"] for label in order[MOST_ROWS:]) for part in counted.values()]
+            rows.append([f"{len(order) - MOST_ROWS} others", "", *rest])
+        tables[f"{name}: labels, in what is chosen" if name == "coco20" else f"{name}: labels"] = rows
+    return tables
+
+
+if __name__ == "__main__":
+    run_script(main)
