@@ -1,0 +1,530 @@
+"""Predict on your own pictures (DenseHybrid, ECCV 2022; TPAMI 2024): classes, what is unknown, and the anomaly score.
+
+    python predict.py --params WEIGHTS_FILE --network NETWORK --input IMAGE_FOLDER_OR_VIDEO --folder OUTPUT_DIR
+
+A picture DIR/NAME.jpg below the input gives OUTPUT_DIR/{closed,open,heat,overlay,score}/DIR/NAME.jpg.png, of its own
+size and upright. closed and open are palette PNGs whose values are class ids; K, the number of classes, is unknown:
+where the score reaches --threshold, or the threshold that an evaluation found (--calibration its results.json). A video
+gives OUTPUT_DIR/overlay/NAME.mov.mp4. The same command again does what is not done yet.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms.functional import resize
+from tqdm import tqdm
+
+from data import COCO20, Cityscapes, StreetHazards
+from data.images import ENDINGS
+from engine import SlidingWindows, batches, choose_device, evaluation_loader, run_script, script_parser, to_device
+from engine.checkpoint import write_whole
+from engine.pictures import Drawing, heat_range
+from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
+from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
+
+CLASSES = {"cityscapes": Cityscapes, "street-hazards": StreetHazards, "coco20": COCO20}
+NETWORKS = {"deeplabv3plus": "cityscapes", "ldn121": "street-hazards", "segmenter": "coco20"}  # and their usual classes
+WINDOW, WINDOW_STRIDE = 512, 320  # of segmenter, as in evaluate_osr_coco.py
+SMALLEST = 32  # a side that is shorter is continued to it with its last pixel: networks halve their input five times
+VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+REPORT, SETTINGS, KINDS = "report.jsonl", "settings.json", ("closed", "open", "heat", "overlay", "score")
+Image.MAX_IMAGE_PIXELS = 250_000_000  # Pillow refuses twice as many; some telephones take 200 million
+
+
+def main(argv=None):
+    parser = script_parser(__doc__)
+    parser.add_argument("--params", required=True, help="weights, closed-set or hybrid")
+    parser.add_argument("--network", required=True, choices=list(NETWORKS), help="whose weights they are")
+    parser.add_argument(
+        "--classes",
+        choices=list(CLASSES),
+        help="that the weights know (default: cityscapes for deeplabv3plus, street-hazards for ldn121, coco20 for "
+        "segmenter)",
+    )
+    parser.add_argument("--input", required=True, type=Path, help="an image, a folder of images at any depth, a video")
+    parser.add_argument("--folder", required=True, type=Path, help="where the results go")
+    parser.add_argument(
+        "--score",
+        choices=[*DATASET_SCORES, *CLASS_SCORES],
+        help="(default: hybrid, or max_logit for closed-set weights)",
+    )
+    unknown = parser.add_mutually_exclusive_group()
+    unknown.add_argument("--threshold", type=float, help="a pixel whose score reaches it is unknown")
+    unknown.add_argument("--calibration", type=Path, help="results.json of an evaluation, whose threshold is taken")
+    parser.add_argument(
+        "--heat_range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="scores that are black and pale yellow in every heat map (default: the calibration's, else 1 %% and "
+        "99 %% of each picture's)",
+    )
+    parser.add_argument("--raw", choices=["png16", "npy", "none"], default="png16", help="score maps (default png16)")
+    parser.add_argument("--max_side", type=int, help="the network sees pictures shrunk to this longer side")
+    parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
+    parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
+    parser.add_argument("--heads", type=int, default=16, help="of segmenter's encoder (default 16, as released)")
+    args = parser.parse_args(argv)
+    if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
+        parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
+    if args.tile is not None and args.network == "segmenter":
+        parser.error(f"--tile: segmenter runs in windows of {WINDOW} anyway")
+    if args.threshold is not None and not math.isfinite(args.threshold):
+        parser.error(f"--threshold {args.threshold} is no number")
+    if args.heat_range and not -math.inf < args.heat_range[0] < args.heat_range[1] < math.inf:
+        parser.error(f"--heat_range {args.heat_range[0]:g} {args.heat_range[1]:g}: LOW must be below HIGH")
+    if args.max_side is not None and args.max_side < SMALLEST:
+        parser.error(f"--max_side {args.max_side} must be at least {SMALLEST}")
+    args.classes = args.classes or NETWORKS[args.network]
+    device, known = choose_device(args.device), CLASSES[args.classes]
+
+    inputs = list_inputs(args.input, args.folder)
+    is_video = args.input.suffix.lower() in VIDEO_ENDINGS and args.input.is_file()
+    ffmpeg = import_ffmpeg(args.input) if is_video else None
+    model, score_name = open_model(args, device)
+    if args.calibration is not None:
+        args.threshold, calibrated = read_calibration(args.calibration, score_name, args.params)
+        args.heat_range = args.heat_range or calibrated
+    with open(args.params, "rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    flags = ("network", "classes", "threshold", "heat_range", "raw", "max_side", "tile", "tile_overlap", "heads")
+    settings = {"input": str(args.input.resolve()), "weights_sha256": digest, "score": score_name}
+    settings |= {flag: getattr(args, flag) for flag in flags}
+    settings |= {"class_names": list(known.class_colours), "unknown": known.num_classes}
+    earlier = open_folder(args.folder, settings)
+    drawing = Drawing(known.class_colours, score_name, args.threshold, args.heat_range)
+    drawing.save_legend(args.folder / "legend.png", f"{args.network}, {args.classes}, {score_name} score")
+
+    def files(name):
+        return result_files(args, name, is_video)
+
+    done = {name for name, path in inputs.items() if is_done(earlier.get(name), path, files(name))}
+    keep_lines(args.folder, done | (earlier.keys() - inputs.keys()))
+    todo = {name: path for name, path in inputs.items() if name not in done}
+    if args.threshold is None:
+        print("neither --threshold nor --calibration: what is unknown is not decided, there are no open-set maps")
+    if done:
+        print(f"{len(done)} of {len(inputs)} inputs were done before")
+
+    def predict(image):
+        return predicted(model, score_name, image, device, args.max_side)
+
+    if is_video:
+        lines = video_lines(ffmpeg, predict, todo, files, drawing)
+    else:
+        lines = picture_lines(predict, todo, files, drawing, args.workers, device)
+    failed = []
+    try:
+        with open(args.folder / REPORT, "a") as report:
+            for line in lines:
+                report.write(json.dumps(line) + "\n")
+                report.flush()
+                if line["status"] == "failed":
+                    failed.append(f"\n  {line['name']!r}: {line['reason']}")
+    except KeyboardInterrupt:
+        print(f"\nwhat is done is in {args.folder}; the same command does the rest")
+        raise
+    print(f"{len(todo) - len(failed)} of {len(todo)} inputs done now; results and {REPORT}: {args.folder}")
+    if failed:
+        more = f"\n  and {len(failed) - 20} more, see {args.folder / REPORT}" if len(failed) > 20 else ""
+        told = "".join(failed[:20]) + more
+        sys.exit(f"error: {len(failed)} inputs failed; the same command tries them again:{told}")
+
+
+# What goes in
+
+
+def list_inputs(source: Path, folder: Path) -> dict[str, Path]:
+    """{name relative to the input: path}, sorted, without what lies in the output folder."""
+    if source.is_file():
+        return {source.name: source}
+    if not source.is_dir():
+        raise FileNotFoundError(f"no file or folder {source}; --input is an image, a folder of images or a video")
+    inside, output = source.resolve(), folder.resolve()
+    if inside == output:
+        raise ValueError(
+            f"--folder {folder} is the folder of the input; choose another, such as {folder / 'predicted'}"
+        )
+    excluded = source / output.relative_to(inside) if output.is_relative_to(inside) else None
+    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS and not path.is_dir())
+    inputs = {path.relative_to(source).as_posix(): path for path in paths if excluded not in path.parents}
+    if not inputs:
+        raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) below {source}; videos are given one by one")
+    return inputs
+
+
+class Photographs(Dataset):
+    """Samples (image uint8 (3, H, W), index, ""); of a file that cannot be read (nothing, index, the reason)."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
+        try:
+            return read_photograph(self.paths[index]), index, ""
+        except Exception as error:  # Pillow fails in a dozen ways on a damaged file; the others must be done
+            return torch.empty(3, 0, 0, dtype=torch.uint8), index, f"cannot be read as an image: {error or repr(error)}"
+
+
+def read_photograph(path: Path) -> Tensor:
+    """Any picture as uint8 RGB (3, H, W), turned as its EXIF data say; transparency is dropped."""
+    with Image.open(path) as stored:
+        image = ImageOps.exif_transpose(stored)
+    if image.mode in ("I", "F"):
+        raise ValueError("its values are 32-bit, of no stated range; convert it to 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as Pillow does with 16-bit colours
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def import_ffmpeg(path: Path):
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise ValueError(
+            f"{path} is a video, and the package that reads them is missing: pip install -r requirements-video.txt"
+        ) from None
+    return imageio_ffmpeg
+
+
+def open_model(args, device: torch.device) -> tuple[nn.Module, str]:
+    """The network with its weights, in eval mode, and the name of the score."""
+    num_classes = CLASSES[args.classes].num_classes
+    if args.network == "segmenter":
+        head = segmenter_dataset_head(args.params)
+        model = segmenter(num_classes, bool(head), args.heads, head or "decoder")
+    else:
+        head = has_dataset_head(args.params)
+        model = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}[args.network](num_classes, head)
+    score_name = args.score or ("hybrid" if head else "max_logit")
+    if score_name in DATASET_SCORES and not head:
+        raise ValueError(
+            f"--score {score_name}: {args.params} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
+        )
+    try:
+        load_weights(model, args.params)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Expected by --network {args.network} --classes {args.classes}: {num_classes} classes"
+        ) from None
+    model.eval().to(device, memory_format=torch.channels_last)
+    if args.network == "segmenter":
+        model = SlidingWindows(model, WINDOW, WINDOW_STRIDE, at_a_time=8, enlarge=True)
+    elif args.tile is not None:
+        model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
+    return model, score_name
+
+
+def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, list[float] | None]:
+    """(threshold, range of heat or None) of a score, from the results.json of any of the three evaluations.
+
+    evaluate_osr_sh.py has a threshold for each town: the lower one, which finds the share in both, is taken.
+    """
+    try:
+        results = json.loads(path.read_text())
+    except OSError as error:
+        raise FileNotFoundError(
+            f"--calibration {path} cannot be opened ({error.strerror}); it is the results.json of evaluate_ood.py, "
+            "evaluate_osr_sh.py or evaluate_osr_coco.py"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"--calibration {path} is no JSON file ({error}); give the results.json itself") from error
+
+    def at(*keys):
+        value = results
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    towns = ("t5", "t6")
+    if isinstance(at("pooled"), dict):
+        thresholds = {name: at("pooled", name, "threshold95") for name in at("pooled")}
+    elif at("mean_of_images") is not None:
+        raise ValueError(
+            f"--calibration {path} has figures of each image by itself (mean_of_images) and no threshold for all "
+            "(pooled): run evaluate_ood.py once more with --pooled"
+        )
+    elif all(is_number(at(town, "threshold")) for town in towns):
+        thresholds = {at("score"): min(at(town, "threshold") for town in towns)}
+    elif at("threshold") is not None:
+        thresholds = {at("score"): at("threshold")}
+    else:
+        held = f"its keys are {', '.join(results)}" if isinstance(results, dict) else "it holds no keys"
+        raise ValueError(
+            f"--calibration {path} has no threshold: {held}; expected are pooled/SCORE/threshold95 (evaluate_ood.py), "
+            "t5/threshold, t6/threshold and score (evaluate_osr_sh.py), or threshold and score (evaluate_osr_coco.py)"
+        )
+    if at("released_scoring"):
+        raise ValueError(
+            f"--calibration {path} was made with --released_scoring, whose scores are of probabilities; the scores "
+            "here are of logits: evaluate without it"
+        )
+    if score_name not in thresholds:
+        raise ValueError(
+            f"--calibration {path} has a threshold for the score {' and '.join(map(str, thresholds))}, and the score "
+            f"here is {score_name}: choose it with --score, or evaluate this one"
+        )
+    if not is_number(thresholds[score_name]):
+        raise ValueError(
+            f"--calibration {path} has {thresholds[score_name]!r} for the threshold of {score_name}: was there no "
+            "pixel of an unknown thing to take it from?"
+        )
+    if at("weights") not in (None, weights):
+        print(f"note: the threshold was found for {at('weights')}, the weights here are {weights}")
+    heat = at("heat_range", score_name)
+    return thresholds[score_name], heat if isinstance(heat, list) and all(map(is_number, heat)) else None
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+# The prediction
+
+
+@torch.inference_mode()
+def predicted(
+    model: nn.Module, score_name: str, image: Tensor, device: torch.device, max_side: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(1, 3, H, W) uint8 -> classes (H, W) uint8, scores (H, W) float32.
+
+    From a shrunk image both come back to H, W, scores bilinearly and classes from the nearest pixel.
+    Raises ValueError where scores are not finite, or memory does not suffice.
+    """
+    size = image.shape[2:]
+    try:
+        if max_side is not None and max(size) > max_side:
+            image = resize(image, shrunk(size, max_side), antialias=True)
+        [image] = to_device([image], device)
+        height, width = image.shape[2:]
+        if min(height, width) < SMALLEST:
+            image = F.pad(image, (0, max(0, SMALLEST - width), 0, max(0, SMALLEST - height)), mode="replicate")
+        output = model(image)
+        logits = [part[:, :, :height, :width] for part in (output if isinstance(output, tuple) else (output,))]
+        scores, classes = anomaly_score(score_name, *logits), logits[0].argmax(1).byte()
+        if (height, width) != size:
+            scores = F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+            classes = F.interpolate(classes[:, None], size, mode="nearest-exact")[:, 0]
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise ValueError(f"memory does not suffice for {size[1]}x{size[0]} pixels; try --max_side or --tile") from error
+    if not scores.isfinite().all():
+        raise ValueError("its scores are not finite; are these weights damaged?")
+    return classes[0].cpu().numpy(), scores[0].cpu().numpy()
+
+
+def shrunk(size: tuple[int, int], max_side: int) -> list[int]:
+    return [max(1, round(side * max_side / max(size))) for side in size]
+
+
+def picture_lines(
+    predict: Callable, inputs: dict[str, Path], files: Callable, drawing: Drawing, workers: int, device: torch.device
+) -> Iterator[dict]:
+    """The report's line of each picture, once its files are written.
+
+    Loader processes read ahead, threads encode and write behind; neither by more than some pictures per worker.
+    """
+    loader, names = evaluation_loader(Photographs(list(inputs.values())), workers, device), list(inputs)
+    pending: deque[Future] = deque()
+    with ThreadPoolExecutor(max(1, workers)) as pool, progress(len(names)) as bar:
+        for (image, index), [reason] in batches(loader) if names else ():
+            started, name = time.monotonic(), names[index]
+            line = {"name": name, "file": fingerprint(inputs[name])}
+            try:
+                if reason:
+                    raise ValueError(reason)
+                prediction = predict(image)
+                pending.append(pool.submit(write_picture, line, image, *prediction, files(name), drawing, started))
+            except ValueError as error:
+                for path in files(name).values():  # of an earlier content of the file
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                yield line | {"status": "failed", "reason": str(error)}
+            while len(pending) > workers:
+                yield pending.popleft().result()
+            bar.update()
+        while pending:
+            yield pending.popleft().result()
+
+
+def write_picture(line, image, classes, scores, files: dict[str, Path], drawing: Drawing, started: float) -> dict:
+    try:
+        contents, told = drawing.contents(image[0].permute(1, 2, 0).numpy(), classes, scores)
+        if "score" in files and files["score"].suffix == ".npy":
+            buffer = io.BytesIO()
+            np.save(buffer, scores)
+            contents["score"] = buffer.getvalue()
+        for kind, path in files.items():
+            write_or_explain(contents[kind], path)
+    except MemoryError:
+        return line | {"status": "failed", "reason": "memory does not suffice to draw it; try fewer --workers"}
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return line | {"status": "failed", "reason": "its name is too long for a result's"}
+    size = {"width": image.shape[3], "height": image.shape[2]}
+    return line | {"status": "done"} | size | told | {"seconds": round(time.monotonic() - started, 3)}
+
+
+def video_lines(
+    ffmpeg, predict: Callable, inputs: dict[str, Path], files: Callable, drawing: Drawing
+) -> Iterator[dict]:
+    """The report's line of each frame, and one of the whole video once it is written; frames are done one by one."""
+    for name, path in inputs.items():
+        line, started, number, unknown = {"name": name, "file": fingerprint(path)}, time.monotonic(), 0, 0.0
+        whole = files(name)["overlay"]
+        part = whole.with_name(whole.name + ".part.mp4")
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            frames = ffmpeg.read_frames(str(path))
+            about = next(frames)
+            size, fps = about["size"], about["fps"] or 25
+            even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]  # what the format wants
+            writer = ffmpeg.write_frames(str(part), size, fps=fps, macro_block_size=1, output_params=even)
+            with (
+                progress(round(fps * about["duration"])) as bar,
+                contextlib.closing(writer),
+                contextlib.closing(frames),
+            ):
+                writer.send(None)
+                for content in frames:
+                    image = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(1, size[1], size[0], 3).copy())
+                    classes, scores = predict(image.permute(0, 3, 1, 2))
+                    if drawing.heat_range is None:
+                        drawing = replace(drawing, heat_range=heat_range(scores))  # the first frame's, for all
+                    overlay, told = drawing.frame(image[0].numpy(), classes, scores)
+                    writer.send(overlay)
+                    yield {"name": name, "status": "frame", "frame": number, "at_seconds": number / fps} | told
+                    number, unknown = number + 1, unknown + (told["unknown_share"] or 0)
+                    bar.update()
+            if not number:
+                raise ValueError("it has no frame")
+            os.replace(part, whole)
+        except (ValueError, OSError, RuntimeError, StopIteration) as error:  # the package raises whatever ffmpeg said
+            part.unlink(missing_ok=True)
+            reason = (str(error).strip() or "no frame can be read").splitlines()[-1]
+            yield line | {"status": "failed", "reason": f"frame {number}: {reason}"}
+            continue
+        share = None if drawing.threshold is None else unknown / number
+        about = {"width": size[0], "height": size[1], "frames": number, "fps": fps, "unknown_share": share}
+        yield line | {"status": "done"} | about | {"seconds": round(time.monotonic() - started, 3)}
+
+
+def progress(total: int) -> tqdm:
+    return tqdm(total=total, desc="predicting", leave=False, dynamic_ncols=True, disable=None)
+
+
+# Where it goes
+
+
+def result_files(args, name: str, is_video: bool) -> dict[str, Path]:
+    """Where an input's results go, by kind; its name keeps its ending, so that a.jpg and a.png stay apart."""
+    if is_video:
+        return {"overlay": args.folder / "overlay" / f"{name}.mp4"}
+    kinds = ["closed", "heat", "overlay", *(["open"] if args.threshold is not None else [])]
+    files = {kind: args.folder / kind / f"{name}.png" for kind in kinds}
+    if args.raw != "none":
+        files["score"] = args.folder / "score" / (f"{name}.npy" if args.raw == "npy" else f"{name}.png")
+    return files
+
+
+def open_folder(folder: Path, settings: dict) -> dict[str, dict]:
+    """The report's lines by input of an earlier run with the same settings; a new folder gets the settings.
+
+    Raises ValueError for other settings, FileExistsError for a folder with other content at the results' places.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        there = [name for name in (REPORT, *KINDS) if (folder / name).exists()]
+        if there or (folder.exists() and not folder.is_dir()):
+            raise FileExistsError(
+                f"{folder} was not made by predict.py, having no {SETTINGS} but {', '.join(there) or 'being a file'}; "
+                "choose another --folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_or_explain(json.dumps(settings, indent=2).encode(), path)
+        return {}
+    before, now = json.loads(path.read_text()), json.loads(json.dumps(settings))
+    differences = [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder} was made with other settings: {'; '.join(differences)}; "
+            "give the same, or choose another --folder"
+        )
+    return {line["name"]: line for line in report_lines(folder) if "frame" not in line}
+
+
+def report_lines(folder: Path) -> Iterator[dict]:
+    """The lines of the report, but for one that was being written when the run was killed."""
+    if (folder / REPORT).exists():
+        with open(folder / REPORT) as report:
+            for line in report:
+                with contextlib.suppress(json.JSONDecodeError):
+                    yield json.loads(line)
+
+
+def keep_lines(folder: Path, names: set[str]) -> None:
+    """Leave in the report only the lines of these inputs: the others are done anew."""
+    kept = [json.dumps(line) + "\n" for line in report_lines(folder) if line["name"] in names]
+    write_or_explain("".join(kept).encode(), folder / REPORT)
+
+
+def is_done(line: dict | None, path: Path, files: dict[str, Path]) -> bool:
+    """Whether an input has its line, was not changed since, and all its files are there."""
+    return (
+        line is not None
+        and line["status"] == "done"
+        and line["file"] == fingerprint(path)
+        and all(file.exists() for file in files.values())
+    )
+
+
+def fingerprint(path: Path) -> list[int] | None:
+    """[bytes, time of the last change in nanoseconds] of a file; None where it is gone."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return [about.st_size, about.st_mtime_ns]
+
+
+def write_or_explain(content: bytes, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(content, path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write {path}: {os.strerror(error.errno)}. Make room or make the folder writable, then run the "
+            "same command again: what is done is kept",
+        ) from error
+
+
+if __name__ == "__main__":
+    run_script(main)
