@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import train
 
 from data.drawn_world import draw_negatives, draw_street_hazards
 from models import ladder_densenet121
@@ -23,6 +24,14 @@ def ade20k(tmp_path_factory):
     root = tmp_path_factory.mktemp("negatives") / "ADEChallengeData2016"
     draw_negatives(root, count=4, width=48, height=48)
     return root
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """The folder of a finished run of the tiny experiment"""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(folder)
+    return folder
 
 
 @pytest.fixture

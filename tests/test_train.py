@@ -1,0 +1,241 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny import (
+    CPU,
+    STEPS,
+    TINY,
+    Specks,
+    assert_same_weights,
+    loaded,
+    log_of,
+    read_weights,
+    steps_of,
+    tiny_step,
+    train,
+)
+from torch import nn
+
+from engine.loader import (
+    training_loader,
+)
+from engine.train import estimate_statistics, make_schedule
+
+# Schedules and statistics
+
+
+def learning_rates(schedule, epochs=7):
+    """Each epoch's learning rates of two groups, at 0.01 and 0.04"""
+    lr_min = 1e-3 if schedule == "cosine" else 0.0
+    recipe = dataclasses.replace(TINY, lr=0.04, lr_min=lr_min, schedule=schedule, epochs=epochs)
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.01, 0.04)]
+    optimizer = torch.optim.SGD(groups)
+    stepped = make_schedule(optimizer, recipe)
+    rates = []
+    for _ in range(epochs + 1):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        stepped.step()
+    return rates
+
+
+def test_cosine_is_the_closed_formula_for_every_group():
+    for epoch, rates in enumerate(learning_rates("cosine")):
+        expected = [1e-3 + (lr - 1e-3) * (1 + math.cos(math.pi * epoch / 7)) / 2 for lr in (0.01, 0.04)]
+        assert rates == pytest.approx(expected, rel=1e-9)
+
+
+def test_poly_falls_to_nothing_with_the_power_of_nine_tenths():
+    for epoch, rates in enumerate(learning_rates("poly")):
+        assert rates == pytest.approx([lr * (1 - epoch / 7) ** 0.9 for lr in (0.01, 0.04)], rel=1e-9, abs=1e-12)
+
+
+def test_constant_stays():
+    assert learning_rates("constant") == [[0.01, 0.04]] * 8
+
+
+def test_estimated_statistics_are_the_mean_over_the_first_batches():
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=0.01), nn.Conv2d(3, 2, 1))
+    with torch.no_grad():
+        model[0].running_mean.fill_(77)
+        model[0].running_var.fill_(77)
+        model[0].num_batches_tracked.fill_(1000)
+    before = [parameter.clone() for parameter in model.parameters()]
+    estimate_statistics(model, training_loader(Specks(), 3, 4, True, 0, CPU, 0, 1), 2, CPU)
+
+    shown = list(loaded(batch_size=4).values())
+    means, variances = [], []
+    for batch in (shown[:4], shown[4:]):
+        pixels = np.stack([image.numpy() for image, _ in batch]).transpose(1, 0, 2, 3).reshape(3, -1) / 255
+        means.append(pixels.mean(1))
+        variances.append(pixels.var(1, ddof=1))
+    np.testing.assert_allclose(model[0].running_mean, np.mean(means, 0), rtol=1e-5)
+    np.testing.assert_allclose(model[0].running_var, np.mean(variances, 0), rtol=1e-5)
+    assert model[0].momentum == 0.01
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_estimated_statistics_stop_after_the_asked_number_of_batches():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    estimate_statistics(model, training_loader(Specks(), 3, 4, True, 0, CPU, 0, 1), 1, CPU)
+    pixels = np.stack([image.numpy() for image, _ in list(loaded(batch_size=4).values())[:4]]) / 255
+    np.testing.assert_allclose(model[0].running_mean, pixels.mean((0, 2, 3)), rtol=1e-5)
+
+
+# The training loop
+
+
+def test_every_step_logs_each_term_by_name_and_every_epoch_its_figures(tmp_path):
+    returned = []
+
+    def step(model, images, labels):
+        terms = tiny_step(model, images, labels)
+        returned.append({name: term.item() for name, term in terms.items()})
+        return terms
+
+    figures = train(tmp_path / "run", step=step)
+    steps, epochs = steps_of(tmp_path / "run"), [line for line in log_of(tmp_path / "run") if "validation" in line]
+    assert [line["step"] for line in steps] == list(range(1, 3 * STEPS + 1))
+    assert [line["epoch"] for line in steps] == [1] * STEPS + [2] * STEPS + [3] * STEPS
+    assert [{"class": line["class"], "size": line["size"]} for line in steps] == returned
+    rates = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3)]
+    assert [line["lr"] for line in steps] == pytest.approx(np.repeat(rates, STEPS).tolist())
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert epochs[-1]["validation"] == figures
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+def test_the_gradient_is_that_of_the_sum_of_the_terms(tmp_path):
+    seen = []
+
+    def step(model, images, labels):
+        if seen:  # what the first step did to the last bias
+            seen.append(model[4].bias.detach().clone())
+            raise KeyboardInterrupt
+        seen.append(model[4].bias.detach().clone())
+        weight = torch.tensor([1.0, -1.0, 2.0, -2.0])
+        return {"up": -(weight * model[4].bias).sum(), "down": 3 * (weight * model[4].bias).sum()}
+
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", step=step)
+    moved = seen[1] - seen[0]  # Adam's first step is lr against the sign of the gradient, 2 * weight
+    torch.testing.assert_close(moved, -1e-2 * torch.tensor([1.0, -1.0, 1.0, -1.0]), rtol=1e-4, atol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_with_terms_step_and_files(tmp_path):
+    batches_seen = []
+
+    def step(model, images, labels):
+        batches_seen.append(images)
+        terms = tiny_step(model, images, labels)
+        return terms | {"size": terms["size"] * (math.nan if len(batches_seen) == 5 else 1)}
+
+    with pytest.raises(FloatingPointError) as stop:
+        train(tmp_path / "run", step=step)
+    message = str(stop.value)
+    assert "not finite in step 5" in message and "'size': nan" in message and "'class': " in message
+    second_epoch = list(loaded(epoch=1, seed=5, batch_size=3))
+    assert f"files of the batch: {', '.join(second_epoch[3:6])}." in message
+    assert [line["step"] for line in steps_of(tmp_path / "run")] == [1, 2, 3, 4, 5]
+    assert read_weights(tmp_path / "run" / "last.pt")["progress"]["epoch"] == 1
+
+
+def test_fewer_images_than_a_batch_are_refused_and_leave_no_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"10 training images are fewer than batch_size 11; lower it"):
+        train(tmp_path / "run", batch_size=11)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_are_refused_and_one_from_torchrun_is_not(tmp_path, monkeypatch, uninterrupted):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="started as 2 processes; start it as one"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    train(tmp_path / "run")
+    assert_same_weights(tmp_path / "run" / "final.pth", uninterrupted / "final.pth")
+
+
+def test_best_is_the_best_epoch_and_final_the_last(tmp_path):
+    figures, weights, modes = iter([0.2, 0.6, 0.4]), [], []
+
+    def validate(model):
+        modes.append(model.training)
+        weights.append({key: value.clone() for key, value in model.state_dict().items()})
+        return {"mIoU": next(figures), "other": 0.9}
+
+    assert train(tmp_path / "run", validate=validate) == {"mIoU": 0.4, "other": 0.9}
+    assert_same_weights(tmp_path / "run" / "best.pth", weights[1])
+    assert_same_weights(tmp_path / "run" / "final.pth", weights[2])
+    assert modes == [False] * 3
+
+
+def test_a_resumed_run_remembers_which_epoch_was_best(tmp_path):
+    weights, figures = [], iter([0.6, KeyboardInterrupt, 0.4, 0.5])
+
+    def validate(model):
+        figure = next(figures)
+        if figure is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        weights.append({key: value.clone() for key, value in model.state_dict().items()})
+        return {"mIoU": figure}
+
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", validate=validate)
+    train(tmp_path / "run", validate=validate, resume=True)
+    assert_same_weights(tmp_path / "run" / "best.pth", weights[0])
+
+
+def test_training_with_bfloat16_runs_the_model_under_autocast(tmp_path):
+    types = []
+
+    def step(model, images, labels):
+        types.append(model(images).dtype)
+        return tiny_step(model, images, labels)
+
+    train(tmp_path / "half", step=step, precision="bfloat16", epochs=1)
+    train(tmp_path / "full", step=step, precision="float32", epochs=1)
+    assert types == [torch.bfloat16] * STEPS + [torch.float32] * STEPS
+
+
+def test_a_checkpoint_holds_all_that_a_run_needs(uninterrupted):
+    saved = read_weights(uninterrupted / "last.pt")  # weights_only=True: nothing in it runs code
+    assert saved.keys() == {"model", "optimizer", "schedule", "random", "progress", "recipe", "samples"}
+    assert_same_weights(saved["model"], uninterrupted / "final.pth")
+    assert len(saved["optimizer"]["param_groups"]) == 2 and saved["optimizer"]["state"][0]["step"] == 3 * STEPS
+    assert saved["schedule"]["last_epoch"] == 3
+    assert saved["random"]["cpu"].dtype == torch.uint8
+    assert saved["progress"]["epoch"] == 3 and saved["progress"]["step"] == 3 * STEPS
+    best = max(line["validation"]["mIoU"] for line in log_of(uninterrupted) if "validation" in line)
+    assert saved["progress"]["best"] == best
+    assert saved["recipe"]["lr"] == 1e-2 and saved["recipe"]["seed"] == 5 and saved["recipe"]["script"] == "tiny"
+    written = yaml.safe_load((uninterrupted / "recipe.yaml").read_text())
+    assert written["recipe"]["release"] | {"script": "tiny", "seed": 5} == saved["recipe"]
+    assert not list(uninterrupted.glob("*.part"))
+
+
+def test_resuming_on_other_data_or_with_another_recipe_is_refused(tmp_path):
+    train(tmp_path / "run", epochs=1)
+    with pytest.raises(ValueError, match=r"trained on 10 images, there are 9 now"):
+        train(tmp_path / "run", resume=True, epochs=1, dataset=Specks(9))
+    with pytest.raises(ValueError, match=r"epochs was 1 and is 2"):
+        train(tmp_path / "run", resume=True, epochs=2)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    figures = train(tmp_path / "run")
+    weights, log = read_weights(tmp_path / "run" / "final.pth"), log_of(tmp_path / "run")
+    assert train(tmp_path / "run", resume=True) == figures
+    assert_same_weights(tmp_path / "run" / "final.pth", weights)
+    assert log_of(tmp_path / "run") == log
+
+
+def test_an_existing_folder_is_not_written_into_without_resume(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileExistsError):
+        train(tmp_path / "run")
