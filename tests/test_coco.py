@@ -23,7 +23,7 @@ OTHERS = {"truck": 8, "traffic light": 10, "fire hydrant": 11, "stop sign": 13, 
           "wine glass": 46, "bed": 65, "toilet": 70, "laptop": 73, "book": 84, "toothbrush": 90}  # fmt: skip
 REMOVED = [12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91]
 SKY, GRASS, BANNER, LAST = 157, 124, 92, 182  # stuff
-FOLDERS = {"training": "train2017", "validation": "val2017"}
+FOLDERS = {"training": "train2017", "validation": "val2017", "validation_known": "val2017"}
 
 # Label maps by the ids they hold; None is unlabeled.
 MAPS = {
@@ -37,7 +37,8 @@ MAPS = {
     "unlabeled": [None],
 }
 FIT = {"training": {"known", "known_and_stuff", "known_and_removed"},
-       "validation": {"known", "known_and_stuff", "known_and_removed", "known_and_unknown", "unknown"}}  # fmt: skip
+       "validation": {"known", "known_and_stuff", "known_and_removed", "known_and_unknown", "unknown"},
+       "validation_known": {"known", "known_and_stuff", "known_and_removed"}}  # fmt: skip
 
 
 def stored(ids):
@@ -180,12 +181,26 @@ def test_a_split_that_is_none_is_refused(coco):
         COCO20(coco, "train2017")
 
 
-def test_outliers_would_be_ignored_in_training(coco):
-    photographs = COCO20(coco, "training")
+@pytest.mark.parametrize("split", ["training", "validation_known"])
+def test_outliers_would_be_ignored_among_known_things(split, coco):
+    photographs = COCO20(coco, split)
     _, path = photographs.pairs[0]
     Image.fromarray(stored(MAPS["known_and_unknown"])).save(path)  # changed after the scan
     assert set(photographs[0][1].unique().tolist()) == {0, IGNORE}
-    assert set(COCO20(coco, "validation")[3][1].unique().tolist()) == {0, OUTLIER}
+    everything = COCO20(coco, "validation")
+    found = dict(zip(names_of(everything), (labels for _, labels, _ in everything), strict=True))
+    assert set(found["known_and_unknown"].unique().tolist()) == {0, OUTLIER}
+
+
+def test_known_things_of_validation_have_a_list_of_their_own(coco, no_scan):
+    whole, known = COCO20(coco, "validation"), COCO20(coco, "validation_known")
+    assert set(known.pairs) < set(whole.pairs) and all("val2017" in str(path) for pair in known.pairs for path in pair)
+    head, *listed = (coco / "coco20_validation_known.txt").read_text().splitlines()
+    assert head.startswith("# COCO20, validation_known: 3 of 8 label maps, which hold at least one pixel of a known")
+    assert listed == [f"{name}.png" for name in sorted(FIT["training"])]
+    no_scan()
+    assert COCO20(coco, "validation_known").pairs == known.pairs
+    assert COCO20(coco, "validation").pairs == whole.pairs
 
 
 def test_a_grey_photograph_is_taken(tmp_path):
