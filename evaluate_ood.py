@@ -6,6 +6,7 @@ DATASET is lf or static (Fishyscapes: the pixels of all images pooled), or stree
 images of each image's figures; images without an outlier pixel are left out and counted).
 """
 
+import math
 import resource
 import sys
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.curves import distribution_of
+from engine.pictures import heat_range, heat_sample
+from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, mean_of_images
 from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights
@@ -47,6 +51,10 @@ class Benchmark:
     truth_colours: dict | None = None  # where the truth says only inlier or outlier
 
 
+NOT_POOLED = (
+    "The figures here are means over images, for which no scores are kept. With --pooled the evaluation keeps them "
+    "(4 bytes a pixel and score), and the curves and histograms of all pixels stand here."
+)
 INLIERS = {"inlier": (90, 90, 90)}
 BENCHMARKS = {
     "lf": Benchmark("Fishyscapes Lost & Found", LostAndFound, Cityscapes, "deeplabv3plus", True, INLIERS),
@@ -61,7 +69,7 @@ def main(argv=None):
     parser = script_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="the data set's folder")
     parser.add_argument("--dataset", required=True, choices=list(BENCHMARKS))
-    parser.add_argument("--folder", required=True, type=Path, help="where results.json, table.md and pictures go")
+    parser.add_argument("--folder", required=True, type=Path, help="where results.json, index.html and others go")
     parser.add_argument("--params", required=True, help="weights, closed-set or hybrid")
     parser.add_argument(
         "--network",
@@ -81,7 +89,12 @@ def main(argv=None):
     )
     parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
     parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
-    parser.add_argument("--pictures", type=int, default=6, help="frames in pictures.png; 0: no picture (default 6)")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=6,
+        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
+    )
     args = parser.parse_args(argv)
     if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
         parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
@@ -91,12 +104,15 @@ def main(argv=None):
     test_set = benchmark.open(args.dataroot)
     hybrid = has_dataset_head(args.params)
     names = score_names(args.scores, hybrid)
+    record = evaluation_record(__file__, argv, args.dataroot, len(test_set), args.params, device)
     network = NETWORKS[args.network or benchmark.network]
     model = load_weights(network(benchmark.known.num_classes, hybrid), args.params).to(device)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
 
     images, shown = [], []
+    heat = {name: [] for name in names}
+    ranking = FrameRanking(math.ceil(args.pictures / 2))
     pooled = {name: AnomalyMetrics() for name in names} if benchmark.pooled or args.pooled else {}
     drawn = evenly_spread(args.pictures, len(test_set))
     for number, frame in enumerate(evaluated_frames(model, test_set, device, args.workers)):
@@ -104,10 +120,13 @@ def main(argv=None):
         for name in names:
             scores = anomaly_score(name, frame.class_logits, frame.dataset_logits)
             figures[name] = AnomalyMetrics().update(scores, frame.labels).compute()
+            heat[name].append(heat_sample(scores))
             if pooled:
                 pooled[name].update(scores, frame.labels)
-            if name == names[0] and number in drawn:
-                shown.append(picture_of(frame, scores))
+            if name == names[0]:
+                ranking.add(frame, scores, ap=figures[name]["AP"])
+                if number in drawn:
+                    shown.append(picture_of(frame, scores))
         images.append(figures)
 
     results = {"dataset": args.dataset, "weights": args.params, "network": args.network or benchmark.network}
@@ -119,17 +138,25 @@ def main(argv=None):
         results["mean_of_images"] = {name: mean_of_images([image[name] for image in images]) for name in names}
         told = told_images(results["mean_of_images"][names[0]])
         tables[f"{benchmark.title}, {told}"] = figure_table(results["mean_of_images"])
+    ours = results["pooled" if benchmark.pooled else "mean_of_images"]
+    tables |= published_tables(args.dataset, ours)
     results["pixels"] = {
         kind: sum(image[names[0]][f"{kind}_pixels"] for image in images) for kind in ("inlier", "outlier", "ignored")
     }
+    results["heat_range"] = {name: heat_range(samples) for name, samples in heat.items()}  # for predict.py
     results["peak_memory_bytes"] = peak_memory(device)
+    results["record"] = record
     write_results(args.folder, results | {"images": images}, tables)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in results["pixels"].items())
     print(f"scored {len(images)} images, pixels: {counts}; peak memory {results['peak_memory_bytes'] / 2**30:.2f} GiB")
     if shown:
-        save_pictures(
-            args.folder / "pictures.png", shown, benchmark.known.class_colours, names[0], benchmark.truth_colours
-        )
+        colours = benchmark.known.class_colours, benchmark.truth_colours
+        save_pictures(args.folder / "pictures.png", shown, colours[0], names[0], colours[1])
+        distributions = {name: distribution_of(metrics) for name, metrics in pooled.items()}
+        headline = {name: ours[names[0]][name] for name in FIGURES}
+        title = f"{benchmark.title}, {'pixels pooled' if benchmark.pooled else 'mean over images'}"
+        evaluated = names[0], headline, tables, record, distributions, ranking
+        write_report(args.folder, title, *evaluated, *colours, NOT_POOLED)
     return results
 
 

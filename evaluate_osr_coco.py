@@ -8,6 +8,7 @@ over a photograph in windows, and the score takes the averaged logits; the relea
 which --released_scoring restores.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.curves import distribution_of
+from engine.pictures import heat_range, heat_sample
+from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import ReleasedScoring, load_weights, segmenter, segmenter_dataset_head
@@ -47,9 +51,14 @@ def main(argv=None):
         "--folder",
         type=Path,
         default=Path("results", "evaluate_osr_coco"),
-        help="where results.json, table.md and pictures go",
+        help="where results.json, index.html and others go",
     )
-    parser.add_argument("--pictures", type=int, default=6, help="frames in pictures.png; 0: no picture (default 6)")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=6,
+        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
+    )
     args = parser.parse_args(argv)
     if not 0 < args.tpr <= 1:
         parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
@@ -68,16 +77,19 @@ def main(argv=None):
     if args.released_scoring:
         model = ReleasedScoring(model)
     dataset = COCO20(args.dataroot, "validation", workers=args.workers, list_folder=args.folder)
+    record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.model, device)
 
     # One pass: what the threshold decides on is kept, 6 bytes for each pixel of a thing.
     anomaly, closed, opened = AnomalyMetrics(), *(ConfusionMatrix(COCO20.num_classes) for _ in range(2))
-    kept, shown = [], []
+    kept, shown, heat, ranking = [], [], [], FrameRanking(math.ceil(args.pictures / 2))
     drawn = evenly_spread(args.pictures, len(dataset))
     for number, frame in enumerate(evaluated_frames(model, dataset, device, args.workers)):
         scores = anomaly_score(score_name, frame.class_logits, frame.dataset_logits)
         prediction = frame.class_logits.argmax(1)
+        heat.append(heat_sample(scores))
         anomaly.update(scores, frame.labels)
         closed.update(prediction, frame.labels)
+        ranking.add(frame, scores)
         kept.append(labelled_pixels(scores, prediction, frame.labels))
         if number in drawn:
             shown.append(picture_of(frame, scores))
@@ -87,10 +99,13 @@ def main(argv=None):
         raise ValueError(f"no pixel of an unknown thing in {args.dataroot}: no threshold can be taken from it")
     for scores, prediction, labels in kept:
         opened.update(np.where(scores >= threshold, COCO20.num_classes, prediction), labels)
-    shown = [
-        picture._replace(open_prediction=np.where(picture.scores >= threshold, COCO20.num_classes, picture.prediction))
-        for picture in shown
-    ]
+
+    def with_open_prediction(picture):
+        unknown = picture.scores >= threshold
+        return picture._replace(open_prediction=np.where(unknown, COCO20.num_classes, picture.prediction))
+
+    shown = [with_open_prediction(picture) for picture in shown]
+    ranking.redraw(with_open_prediction)
 
     figures = closed_and_open(closed, opened) | anomaly.compute() | {"threshold": threshold, "images": len(dataset)}
     means = {"mIoU": "closed mIoU %", "open_mIoU": "open-mIoU %", "mIoU_with_unknown": "mIoU with unknown %"}
@@ -112,10 +127,19 @@ def main(argv=None):
         "released_scoring": args.released_scoring,
         "tpr": args.tpr,
         **figures,
+        "heat_range": {score_name: heat_range(heat)},  # for predict.py
+        "frame_AP": ranking.ap,
+        "record": record,
     }
-    write_results(args.folder, results, {title: rows})
+    tables = {title: rows} | published_tables("coco20", {score_name: figures})
+    write_results(args.folder, results, tables)
     if shown:
-        save_pictures(args.folder / "pictures.png", shown, COCO20.class_colours, score_name)
+        colours = COCO20.class_colours
+        save_pictures(args.folder / "pictures.png", shown, colours, score_name)
+        headline = {title.removesuffix(" %"): figures[name] for name, title in means.items()}
+        distributions = {score_name: distribution_of(anomaly, args.tpr)}
+        title = "COCO20/80 validation, open set"
+        write_report(args.folder, title, score_name, headline, tables, record, distributions, ranking, colours)
     return results
 
 

@@ -24,6 +24,9 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.curves import distribution_of
+from engine.pictures import heat_range, heat_sample
+from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import has_dataset_head, ladder_densenet121, load_weights
@@ -45,9 +48,14 @@ def main(argv=None):
         "--folder",
         type=Path,
         default=Path("results", "evaluate_osr_sh"),
-        help="where results.json, table.md and pictures go",
+        help="where results.json, index.html and others go",
     )
-    parser.add_argument("--pictures", type=int, default=6, help="frames in pictures.png; 0: no picture (default 6)")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=6,
+        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
+    )
     args = parser.parse_args(argv)
     if not 0 < args.tpr <= 1:
         parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
@@ -56,12 +64,14 @@ def main(argv=None):
     towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
     hybrid = has_dataset_head(args.model)
     score_name = args.score or ("hybrid" if hybrid else "max_logit")
+    images = sum(len(dataset) for dataset in towns.values())
+    record = evaluation_record(__file__, argv, args.dataroot, images, args.model, device)
     model = load_weights(ladder_densenet121(StreetHazards.num_classes, hybrid), args.model).to(device)
 
     def score(frame):
         return anomaly_score(score_name, frame.class_logits, frame.dataset_logits)
 
-    calibrated = {}
+    calibrated, distributions = {}, {}
     for town, dataset in towns.items():
         anomaly = AnomalyMetrics()
         for frame in evaluated_frames(model, dataset, device, args.workers, f"calibrating on {town}"):
@@ -69,17 +79,20 @@ def main(argv=None):
         calibrated[town] = anomaly.threshold(args.tpr)
         if calibrated[town] != calibrated[town]:
             raise ValueError(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
+        distributions[f"{score_name}, {town} at half resolution"] = distribution_of(anomaly, args.tpr)
 
-    figures, shown = {}, []
+    figures, shown, heat, ranking = {}, [], [], FrameRanking(math.ceil(args.pictures / 2))
     for town, dataset in towns.items():
         threshold = calibrated[TOWNS[town]]
         closed, opened = (ConfusionMatrix(StreetHazards.num_classes) for _ in range(2))
         drawn = evenly_spread(math.ceil(args.pictures / len(towns)), len(dataset))
         for number, frame in enumerate(evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}")):
             prediction, scores = frame.class_logits.argmax(1), score(frame)
+            heat.append(heat_sample(scores))
             closed.update(prediction, frame.labels)
             prediction[scores >= threshold] = StreetHazards.num_classes
             opened.update(prediction, frame.labels)
+            ranking.add(frame, scores, prediction)
             if number in drawn:
                 shown.append(picture_of(frame, scores, prediction))
         figures[town] = town_figures(len(dataset), threshold, closed, opened)
@@ -98,9 +111,17 @@ def main(argv=None):
         "at half resolution, applied at full; total weighted by images"
     )
     results = {"dataset": "street-hazards", "weights": args.model, "score": score_name, "tpr": args.tpr, **figures}
-    write_results(args.folder, results, {title: rows})
+    results["heat_range"] = {score_name: heat_range(heat)}  # for predict.py
+    results |= {"frame_AP": ranking.ap, "record": record}
+    ours = figures["total"] | {f"open_mIoU_{town}": figures[town]["open_mIoU"] for town in TOWNS}
+    tables = {title: rows} | published_tables("street-hazards-open-set", {score_name: ours})
+    write_results(args.folder, results, tables)
     if shown:
-        save_pictures(args.folder / "pictures.png", shown, StreetHazards.class_colours, score_name)
+        colours = StreetHazards.class_colours
+        save_pictures(args.folder / "pictures.png", shown, colours, score_name)
+        headline = {title.removesuffix(" %"): figures["total"][name] for name, title in means.items()}
+        title = "StreetHazards test, open set"
+        write_report(args.folder, title, score_name, headline, tables, record, distributions, ranking, colours)
     return results
 
 

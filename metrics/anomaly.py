@@ -90,6 +90,51 @@ class AnomalyMetrics:
                 best = float(thresholds[at]) + 0.0, float(f1[at])  # no -0.0, as in threshold()
         return best
 
+    def curves(self, points: int = 500) -> dict[str, np.ndarray]:
+        """At most `points` points of the exact precision-recall and ROC curves, both ends among them
+
+        Keys threshold (descending), recall, precision, fpr, tpr, one value a point; the first stands for a threshold
+        above all scores, where precision is 1 as in scikit-learn. Thresholds are scores at evenly spaced ranks and at
+        ranks that double towards the top, of outliers and of inliers: a rare outlier and a small FPR stay visible.
+        Without outliers or inliers there is no curve, and the arrays are empty.
+        """
+        if points < 9:
+            raise ValueError(f"points is {points}, but a curve with both its ends takes at least 9")
+        inliers, outliers = self._sorted()
+        if not (inliers.size and outliers.size):
+            return {name: np.empty(0) for name in ("threshold", "recall", "precision", "fpr", "tpr")}
+        each = (points - 1) // 4
+        thresholds = np.unique(np.concatenate([scores[_ranks(scores.size, each)] for scores in (inliers, outliers)]))
+        thresholds = thresholds[::-1]
+        false, true = (
+            np.r_[0, scores.size - np.searchsorted(scores, thresholds, "left")] for scores in (inliers, outliers)
+        )
+        found = true / outliers.size
+        return {
+            "threshold": np.r_[np.inf, thresholds],
+            "recall": found,
+            "precision": np.divide(true, true + false, out=np.ones(true.size), where=true + false > 0),
+            "fpr": false / inliers.size,
+            "tpr": found,
+        }
+
+    def histogram(self, bins: int = 100) -> dict[str, np.ndarray]:
+        """Pixels in each of `bins` equal bins: keys edges (bins + 1), inliers and outliers (bins,)
+
+        The edges span the middle 99.8 % of either kind's finite scores; what lies beyond is counted in the first or
+        the last bin. A bin holds its lower edge and, but for the last, not its upper one, as in NumPy.
+        """
+        kinds = self._sorted()
+        middle = np.concatenate([_middle(scores) for scores in kinds])
+        low, high = (float(middle.min()), float(middle.max())) if middle.size else (0.0, 0.0)
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        edges = np.linspace(low, high, bins + 1, dtype=np.result_type(*kinds))  # no copy of the scores to compare
+        inliers, outliers = (
+            np.diff(np.r_[0, np.searchsorted(scores, edges[1:-1], "left"), scores.size]) for scores in kinds
+        )
+        return {"edges": edges, "inliers": inliers, "outliers": outliers}
+
     def _sorted(self):
         """Scores of inliers and of outliers, ascending, in one type"""
         inliers, outliers = self._inliers.sorted(), self._outliers.sorted()
@@ -165,6 +210,20 @@ class _Scores:
     @property
     def nbytes(self) -> int:
         return sum(chunk.nbytes for chunk in self.chunks)
+
+
+def _ranks(size, count):
+    """At most 2 * count places in `size` ascending scores, the first and the last among them"""
+    doubling = size - np.geomspace(1, size, count).round().astype(np.int64)
+    return np.union1d(np.linspace(0, size - 1, count).round().astype(np.int64), doubling)
+
+
+def _middle(scores, beyond=0.001):
+    """The finite ones of ascending scores with a share of `beyond` below and above: lowest and highest, or none"""
+    infinity = scores.dtype.type(np.inf)
+    finite = scores[np.searchsorted(scores, -infinity, "right") : np.searchsorted(scores, infinity, "left")]
+    cut = int(beyond * finite.size)
+    return finite[[cut, -1 - cut]] if finite.size else finite
 
 
 def _ap_and_auroc(inliers, outliers):

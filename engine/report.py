@@ -1,0 +1,228 @@
+"""What an evaluation hands on: how it was made, published figures beside its own, and one page that shows it all."""
+
+import hashlib
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision
+import yaml
+from torch import Tensor
+
+from engine.checkpoint import write_whole
+from engine.curves import Distribution, draw_histogram, draw_precision_recall, draw_roc, panels_png, percent
+from engine.evaluate import Frame, picture_of, shown
+from engine.loader import PROJECT
+from engine.page import (
+    html_every_frame,
+    html_frames,
+    html_headline,
+    html_panels,
+    html_paragraph,
+    html_record,
+    html_sheet,
+    html_tables,
+    page,
+)
+from engine.pictures import Colours, Picture, save_pictures
+from engine.run import git_revision
+from metrics import AnomalyMetrics
+
+PUBLISHED = PROJECT / "published.yaml"
+RANKED_WIDTH = 640  # pixels; less than twice this is kept of a ranked frame, which is shown at 320 to 480
+
+
+# How it was made
+
+
+def evaluation_record(
+    script: str, argv: list[str] | None, dataroot: str, images: int, weights: str, device: torch.device
+) -> dict:
+    """What it takes to get the same figures again, ready for JSON.
+
+    recipe  what recipe.yaml beside the weights says of their training, None where there is none
+    """
+    recipe = Path(weights).with_name("recipe.yaml")
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f" ({platform.machine()})"
+    try:
+        trained = yaml.safe_load(recipe.read_text()) if recipe.exists() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{recipe} beside the weights cannot be read as YAML: {error}; mend it or move it") from error
+    record = {
+        "command": shlex.join(["python", *(sys.argv if argv is None else [Path(script).name, *argv])]),
+        "dataroot": str(dataroot),
+        "images": images,
+        "weights": str(weights),
+        "weights_sha256": digest,
+        "recipe": trained,
+        "revision": git_revision(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "numpy": np.__version__,
+        },
+        "device": str(device) + gpu,
+    }
+    return json.loads(json.dumps(record, default=str))
+
+
+# Published figures
+
+
+def published_tables(block: str, ours: dict[str, dict]) -> dict[str, list[list]]:
+    """Title -> rows for write_results: DenseHybrid's published figures beside ours, then its peers' where there are.
+
+    block  of published.yaml
+    ours   figures as fractions by the name of the score; those that the block does not know are left out
+    """
+    known = yaml.safe_load(PUBLISHED.read_text())[block]
+    header = ["method", "source", *(f"{heading} %" for heading in known["figures"].values())]
+    lines = [
+        [f"ours, {name}", "this run", *(shown(figures.get(key, "")) for key in known["figures"])]
+        for name, figures in ours.items()
+    ]
+    none = [["DenseHybrid", "no published figures at hand", *("" for _ in known["figures"])]]
+    tables = {
+        "beside DenseHybrid's published figures": [published_row(line, known) for line in known["dense_hybrid"]] or none
+    }
+    if "peers" in known:
+        tables["beside its peers'"] = [published_row(line, known) for line in known["peers"]]
+    if any(line["status"] == "unconfirmed" for line in known["dense_hybrid"]):
+        tables = {f"{title} (?: not confirmed)": rows for title, rows in tables.items()}
+    return {f"{known['title']}, {title}": [header, *lines, *rows] for title, rows in tables.items()}
+
+
+def published_row(line: dict, known: dict) -> list[str]:
+    doubt = " ?" if line["status"] == "unconfirmed" else ""
+    source = line["source"] + (", not confirmed" if doubt else "")
+    return [line["method"], source, *(f"{line[key]}{doubt}" if key in line else "" for key in known["figures"])]
+
+
+# The best and the worst frames
+
+
+class RankedFrame(NamedTuple):
+    name: str
+    ap: float
+    picture: Picture
+
+
+class FrameRanking:
+    """The AP of every frame, and pictures of the `keep` best and the `keep` worst; of equal APs the earlier frame's.
+
+    A frame without outliers, or with nothing else, has no AP and no place. Pictures wider than 2 * RANKED_WIDTH are
+    thinned, so that some megabytes are kept, however many and large the frames.
+    """
+
+    def __init__(self, keep: int):
+        self.keep = keep
+        self.ap: dict[str, float | None] = {}
+        self._best: list[RankedFrame] = []
+        self._worst: list[RankedFrame] = []
+
+    def add(self, frame: Frame, scores: Tensor, open_prediction: Tensor | None = None, ap: float | None = None) -> None:
+        """ap  of these scores, where it is known already"""
+        if ap is None:
+            ap = AnomalyMetrics().update(scores, frame.labels).compute()["AP"]
+        self.ap[frame.name] = None if ap != ap else ap
+        if ap != ap:
+            return
+        picture = None
+        for kept, sign in ((self._best, -1), (self._worst, 1)):
+            if len(kept) < self.keep or (kept and sign * ap < sign * kept[-1].ap):
+                picture = picture or thinned(picture_of(frame, scores, open_prediction))
+                kept.append(RankedFrame(frame.name, ap, picture))
+                kept.sort(key=lambda ranked, sign=sign: sign * ranked.ap)  # stable: earlier frames first
+                del kept[self.keep :]
+
+    def redraw(self, change: Callable[[Picture], Picture]) -> None:
+        """Change every kept picture, as when a threshold is known only after all frames."""
+        for kept in (self._best, self._worst):
+            kept[:] = [frame._replace(picture=change(frame.picture)) for frame in kept]
+
+    def captioned(self) -> dict[str, Picture]:
+        """Best first, then worst first, without those that are among the best."""
+        best = {frame.name for frame in self._best}
+        worst = [frame for frame in self._worst if frame.name not in best]
+        return {
+            f"{kind} {place}: {frame.name}, AP {percent(frame.ap)} %": frame.picture
+            for kind, frames in (("best", self._best), ("worst", worst))
+            for place, frame in enumerate(frames, 1)
+        }
+
+
+def thinned(picture: Picture) -> Picture:
+    """Every second, third ... pixel of a wide picture."""
+    step = max(1, picture.labels.shape[1] // RANKED_WIDTH)
+    return Picture(*(part if part is None else part[..., ::step, ::step].copy() for part in picture))
+
+
+# The report
+
+
+def write_report(
+    folder: Path,
+    title: str,
+    score_name: str,
+    headline: dict[str, float],
+    tables: dict[str, list[list]],
+    record: dict,
+    distributions: dict[str, Distribution],
+    ranking: FrameRanking,
+    colours: Colours,
+    truth_colours: Colours | None = None,
+    without_curves: str = "No pixels of both kinds, outliers and others, so there is no curve to draw.",
+) -> None:
+    """curves.png, histogram.png and pictures_best_worst.png into the folder, and index.html that shows everything.
+
+    score_name      the score that ranks the frames and whose figures are the headline's
+    headline        name -> fraction
+    tables          as for write_results
+    record          of evaluation_record
+    distributions   pooled scores by the names that the curves get; none where nothing was pooled
+    truth_colours   those of the truth, where its labels are not the predicted classes
+    without_curves  what the page says in the place of curves
+    """
+    drawn = {name: each for name, each in distributions.items() if each.curves["tpr"].size}
+    curves = {
+        "precision and recall": partial(draw_precision_recall, distributions=drawn),
+        "ROC": partial(draw_roc, distributions=drawn),
+    }
+    bars = {f"scores, {name}": partial(draw_histogram, name=name, distribution=drawn[name]) for name in drawn}
+    frames = ranking.captioned()
+    files = [folder / name for name in ("curves.png", "histogram.png", "pictures_best_worst.png")]
+    for path in files:
+        path.unlink(missing_ok=True)  # of an earlier evaluation, which this one may not draw anew
+    if drawn:
+        write_whole(panels_png([*curves.values()], 2, len(drawn) + 1), files[0])
+        write_whole(panels_png([*bars.values()], min(3, len(bars)), 3), files[1])
+    if frames:
+        save_pictures(files[2], [*frames.values()], colours, score_name, truth_colours, [*frames])
+
+    text = page(
+        title=title,
+        subtitle=f"{score_name} score, weights {Path(record['weights']).name}, {record['images']} images",
+        headline=html_headline(headline),
+        tables=html_tables(tables),
+        curves=html_paragraph("Over all pixels pooled; a dot marks the threshold's true positive rate.")
+        + html_panels({name: panels_png([draw], 1, len(drawn) + 1) for name, draw in curves.items()})
+        + html_panels({name: panels_png([draw], 1, 3) for name, draw in bars.items()})
+        if drawn
+        else html_paragraph(without_curves),
+        frames=html_frames(frames, score_name, colours, truth_colours)
+        + html_sheet(folder / "pictures.png")
+        + html_every_frame(ranking.ap, score_name),
+        record=html_record(record),
+    )
+    write_whole(text.encode(), folder / "index.html")
+    print(f"page: {folder / 'index.html'}")
