@@ -7,10 +7,19 @@ Numbers: recipes.yaml, block dlv3_cityscapes_finetune. Expected result: README.m
 
 import torch
 
-from data import ADE20K, Cityscapes, MaskedPatches, WithFixedNegatives, WithNegatives, paste, train_transform
+from data import (
+    Cityscapes,
+    MaskedPatches,
+    WithFixedNegatives,
+    WithNegatives,
+    paste,
+    photographs_of_negatives,
+    train_transform,
+)
 from engine import (
     RealNegativesRecipe,
     add_fixed_flags,
+    add_negative_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
@@ -31,7 +40,7 @@ NVIDIA_SOURCE = (
 def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="Cityscapes, the folder with leftImg8bit/ and gtFine/")
-    parser.add_argument("--neg_dataroot", required=True, help="ADEChallengeData2016, where the negatives come from")
+    add_negative_flags(parser)
     parser.add_argument(
         "--init", default=NVIDIA_WEIGHTS, help=f"weights to start from, or none (default {NVIDIA_WEIGHTS})"
     )
@@ -41,8 +50,9 @@ def main(argv=None):
     # Known streets, and a source of patches of unknown things.
     transform = train_transform(recipe.crop_size, recipe.scale, Cityscapes.mean_colour)
     train_set = Cityscapes(args.dataroot, "train", transform)
-    photographs = ADE20K(args.neg_dataroot)
-    negatives = MaskedPatches(photographs, recipe.negative_resize, recipe.negative_size, recipe.negative_scale)
+    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks)
+    sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
+    negatives = MaskedPatches(photographs, *sizes, leave_out=args.neg_leave_out)
     val_set = Cityscapes(args.dataroot, "val")
     pasted_val_set = WithFixedNegatives(val_set, negatives)
 

@@ -10,10 +10,19 @@ from dataclasses import dataclass
 
 import torch
 
-from data import ADE20K, MaskedPatches, StreetHazards, WithFixedNegatives, WithNegatives, paste, train_transform
+from data import (
+    MaskedPatches,
+    StreetHazards,
+    WithFixedNegatives,
+    WithNegatives,
+    paste,
+    photographs_of_negatives,
+    train_transform,
+)
 from engine import (
     RealNegativesRecipe,
     add_fixed_flags,
+    add_negative_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
@@ -33,7 +42,7 @@ class LadderRecipe(RealNegativesRecipe):
 def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
-    parser.add_argument("--neg_dataroot", required=True, help="ADEChallengeData2016, where the negatives come from")
+    add_negative_flags(parser)
     parser.add_argument("--model", required=True, help="weights to start from: a closed-set or a hybrid LDN-121")
     add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
     args, recipe, run = start_run(parser, LadderRecipe, __file__, argv)
@@ -42,8 +51,9 @@ def main(argv=None):
     train_set = StreetHazards(
         args.dataroot, "training", train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
     )
-    photographs = ADE20K(args.neg_dataroot)
-    negatives = MaskedPatches(photographs, recipe.negative_resize, recipe.negative_size, recipe.negative_scale)
+    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks)
+    sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
+    negatives = MaskedPatches(photographs, *sizes, leave_out=args.neg_leave_out)
     val_set = StreetHazards(args.dataroot, "validation")
     pasted_val_set = WithFixedNegatives(val_set, negatives)
 

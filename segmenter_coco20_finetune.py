@@ -10,11 +10,20 @@ from dataclasses import dataclass
 
 import torch
 
-from data import ADE20K, COCO20, MaskedPatches, WithFixedNegatives, WithNegatives, paste, train_transform
+from data import (
+    COCO20,
+    MaskedPatches,
+    WithFixedNegatives,
+    WithNegatives,
+    paste,
+    photographs_of_negatives,
+    train_transform,
+)
 from engine import (
     RealNegativesRecipe,
     SlidingWindows,
     add_fixed_flags,
+    add_negative_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
@@ -42,9 +51,7 @@ def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="COCO, the folder with images/, labels/ and labels.txt")
     parser.add_argument("--model", required=True, help="weights to start from: a closed-set or a hybrid Segmenter")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--neg_dataroot", help="ADEChallengeData2016, where the negatives come from")
-    source.add_argument(
+    add_negative_flags(parser).add_argument(
         "--neg_dataset",
         nargs="?",
         const=ADE20K_FOLDER,
@@ -63,10 +70,9 @@ def main(argv=None):
     lists = {"workers": run.workers, "list_folder": run.folder.parent}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
     train_set = COCO20(args.dataroot, "training", transform, **lists)
-    photographs = ADE20K(args.neg_dataroot)
-    negatives = MaskedPatches(
-        photographs, recipe.negative_resize, recipe.negative_size, recipe.negative_scale, recipe.rare_below
-    )
+    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks)
+    sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
+    negatives = MaskedPatches(photographs, *sizes, recipe.rare_below, args.neg_leave_out)
     val_set = COCO20(args.dataroot, "validation", **lists)
     pasted_val_set = WithFixedNegatives(
         COCO20(args.dataroot, "validation_known", **lists), negatives, recipe.negatives_per_image

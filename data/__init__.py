@@ -9,7 +9,14 @@ from data.cityscapes import Cityscapes
 from data.coco import COCO20
 from data.fishyscapes import FishyscapesStatic, LostAndFound
 from data.images import ImageFolder
-from data.negatives import MaskedPatches, WithFixedNegatives, WithNegatives, draw_corner, paste
+from data.negatives import (
+    MaskedPatches,
+    WithFixedNegatives,
+    WithNegatives,
+    draw_corner,
+    paste,
+    photographs_of_negatives,
+)
 from data.roadanomaly import RoadAnomaly
 from data.smiyc import AnomalyTrack, ObstacleTrack
 from data.streethazards import StreetHazards
@@ -39,6 +46,7 @@ __all__ = [
     "filled_transform",
     "paste",
     "paste_at_random",
+    "photographs_of_negatives",
     "train_transform",
     "whole_patches",
 ]

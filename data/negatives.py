@@ -1,10 +1,14 @@
 """Negatives: masked patches of other pictures, where they go, and their pasting into known scenes."""
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.ade20k import ADE20K
+from data.images import ImageFolder
 from data.transforms import draw_integer, scaled_crop
 from labels import IGNORE, OUTLIER
 
@@ -21,6 +25,7 @@ class MaskedPatches(Dataset):
 
     rare_below   for COCO20: two_ids draws only from ids with fewer pixels than this in the patch (10,000 in the
                  release), so that things rather than walls and skies are pasted; None for streets: from all
+    leave_out    ids of which nothing is pasted, such as those of classes that the network knows (ours)
     """
 
     def __init__(
@@ -30,6 +35,7 @@ class MaskedPatches(Dataset):
         size: int,
         scale: tuple[float, float] = (1.0, 1.0),
         rare_below: int | None = None,
+        leave_out: Collection[int] = (),
     ):
         if not SMALLEST_SIDE < size <= resize * scale[0]:
             raise ValueError(
@@ -37,6 +43,10 @@ class MaskedPatches(Dataset):
                 f"negative_resize {resize} times the least negative_scale {scale[0]}"
             )
         self.dataset, self.resize, self.size, self.scale, self.rare_below = dataset, resize, size, scale, rare_below
+        wrong = [number for number in leave_out if not 0 <= number <= 255]
+        if wrong:
+            raise ValueError(f"label ids to leave out, {wrong}: they must lie in 0..255")
+        self.leave_out = torch.tensor([*(min(number, 254) for number in leave_out), IGNORE], dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -45,8 +55,21 @@ class MaskedPatches(Dataset):
         image, ids, name = self.dataset[index]
         factor = torch.empty(()).uniform_(*self.scale).item() * self.resize / min(image.shape[1:])
         patch, ids, _ = scaled_crop(image, ids, factor, self.size, self.dataset.mean_colour)
-        mask = random_rectangle(self.size) if torch.rand(()) < 0.5 else two_ids(ids, self.rare_below)
-        return patch, mask & (ids != IGNORE), name
+        allowed = ~torch.isin(ids, self.leave_out)
+        if torch.rand(()) < 0.5:
+            mask = random_rectangle(self.size)
+        elif len(self.leave_out) > 1 and allowed.any():
+            mask = torch.zeros_like(allowed).masked_scatter(allowed, two_ids(ids[allowed], self.rare_below))
+        else:
+            mask = two_ids(ids, self.rare_below)
+        return patch, mask & allowed, name
+
+
+def photographs_of_negatives(ade20k: str | None = None, images: str | None = None, masks: str | None = None) -> Dataset:
+    """ADE20K, or any folder of images with or without label maps; raises ValueError for masks without images."""
+    if masks and not images:
+        raise ValueError(f"--neg_masks {masks} are the label maps of --neg_images, which is missing")
+    return ImageFolder(images, masks=masks) if images else ADE20K(ade20k)
 
 
 def random_rectangle(size: int) -> Tensor:

@@ -13,7 +13,16 @@ from engine.evaluate import (
 from engine.loader import batches, evaluation_loader, same_noise, to_device
 from engine.pictures import evenly_spread, save_pictures, save_samples
 from engine.recipe import FlowRecipe, HybridRecipe, RealNegativesRecipe, Recipe
-from engine.run import Run, add_fixed_flags, argument_parser, choose_device, run_script, script_parser, start_run
+from engine.run import (
+    Run,
+    add_fixed_flags,
+    add_negative_flags,
+    argument_parser,
+    choose_device,
+    run_script,
+    script_parser,
+    start_run,
+)
 from engine.train import fit
 from engine.windows import SlidingWindows
 
@@ -25,6 +34,7 @@ __all__ = [
     "Run",
     "SlidingWindows",
     "add_fixed_flags",
+    "add_negative_flags",
     "anomaly_figures",
     "argument_parser",
     "batches",
