@@ -2,8 +2,10 @@
 
     python evaluate_ood.py --dataroot DATAROOT --dataset DATASET --folder OUTPUT_DIR --params WEIGHTS_FILE
 
-DATASET is lf or static (Fishyscapes: the pixels of all images pooled), or street-hazards (the mean over the test
-images of each image's figures; images without an outlier pixel are left out and counted).
+DATASET is lf or static (Fishyscapes), road-anomaly, anomaly-track or obstacle-track (SegmentMeIfYouCan): the pixels of
+all images pooled; or street-hazards: the mean over the test images of each image's figures; images without an outlier
+pixel are left out and counted. The tracks also get sIoU, PPV and F1 of connected components, at the threshold of the
+best F1 of pixels.
 """
 
 import math
@@ -16,7 +18,15 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from data import Cityscapes, FishyscapesStatic, LostAndFound, StreetHazards
+from data import (
+    AnomalyTrack,
+    Cityscapes,
+    FishyscapesStatic,
+    LostAndFound,
+    ObstacleTrack,
+    RoadAnomaly,
+    StreetHazards,
+)
 from engine import (
     SlidingWindows,
     choose_device,
@@ -32,10 +42,11 @@ from engine.curves import distribution_of
 from engine.pictures import heat_range, heat_sample
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
-from metrics import AnomalyMetrics, mean_of_images
+from metrics import AnomalyMetrics, ComponentMetrics, mean_of_images
 from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights
 
 FIGURES = ("AP", "AUROC", "FPR95")
+COMPONENT_FIGURES = ("sIoU", "PPV", "F1")
 NETWORKS = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}
 
 
@@ -49,6 +60,7 @@ class Benchmark:
     network: str
     pooled: bool
     truth_colours: dict | None = None  # where the truth says only inlier or outlier
+    component_sizes: dict | None = None  # where connected components are evaluated, too
 
 
 NOT_POOLED = (
@@ -59,6 +71,25 @@ INLIERS = {"inlier": (90, 90, 90)}
 BENCHMARKS = {
     "lf": Benchmark("Fishyscapes Lost & Found", LostAndFound, Cityscapes, "deeplabv3plus", True, INLIERS),
     "static": Benchmark("Fishyscapes Static", FishyscapesStatic, Cityscapes, "deeplabv3plus", True, INLIERS),
+    "road-anomaly": Benchmark("RoadAnomaly", RoadAnomaly, Cityscapes, "deeplabv3plus", True, INLIERS),
+    "anomaly-track": Benchmark(
+        "SegmentMeIfYouCan AnomalyTrack, validation",
+        AnomalyTrack,
+        Cityscapes,
+        "deeplabv3plus",
+        True,
+        INLIERS,
+        AnomalyTrack.component_sizes,
+    ),
+    "obstacle-track": Benchmark(
+        "SegmentMeIfYouCan ObstacleTrack, validation",
+        ObstacleTrack,
+        Cityscapes,
+        "deeplabv3plus",
+        True,
+        INLIERS,
+        ObstacleTrack.component_sizes,
+    ),
     "street-hazards": Benchmark(
         "StreetHazards test", lambda root: StreetHazards(root, "test"), StreetHazards, "ldn121", False
     ),
@@ -110,7 +141,7 @@ def main(argv=None):
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
 
-    images, shown = [], []
+    images, shown, maps = [], [], {name: [] for name in names}
     heat = {name: [] for name in names}
     ranking = FrameRanking(math.ceil(args.pictures / 2))
     pooled = {name: AnomalyMetrics() for name in names} if benchmark.pooled or args.pooled else {}
@@ -123,6 +154,8 @@ def main(argv=None):
             heat[name].append(heat_sample(scores))
             if pooled:
                 pooled[name].update(scores, frame.labels)
+            if benchmark.component_sizes:  # some dozens of frames, 4 bytes a pixel
+                maps[name].append((scores[0].cpu().numpy(), frame.labels[0].cpu().numpy().astype("uint8")))
             if name == names[0]:
                 ranking.add(frame, scores, ap=figures[name]["AP"])
                 if number in drawn:
@@ -134,6 +167,13 @@ def main(argv=None):
     if pooled:
         results["pooled"] = {name: metrics.compute() for name, metrics in pooled.items()}
         tables[f"{benchmark.title}, the pixels of all {len(images)} images pooled"] = figure_table(results["pooled"])
+    if benchmark.component_sizes:
+        results["components"] = {
+            name: component_figures(pooled[name], maps[name], benchmark.component_sizes) for name in names
+        }
+        tables[f"{benchmark.title}, connected components"] = component_table(results["components"])
+        for name, figures in results["components"].items():
+            results["pooled"][name] |= {key: figures[key] for key in COMPONENT_FIGURES}
     if not benchmark.pooled:
         results["mean_of_images"] = {name: mean_of_images([image[name] for image in images]) for name in names}
         told = told_images(results["mean_of_images"][names[0]])
@@ -173,6 +213,32 @@ def score_names(asked: list[str] | None, hybrid: bool) -> list[str]:
             f"scores that need none: {', '.join(CLASS_SCORES)}"
         )
     return names
+
+
+def component_figures(metrics: AnomalyMetrics, maps: list[tuple], sizes: dict[str, int]) -> dict:
+    """sIoU, PPV and F1 at the threshold of the best F1 of pixels, over (scores, labels) of all frames."""
+    threshold, pixel_f1 = metrics.best_f1_threshold()
+    components = ComponentMetrics(threshold, **sizes)
+    for scores, labels in maps:
+        components.update(scores, labels)
+    return components.compute() | {"threshold": threshold, "pixel_F1": pixel_f1}
+
+
+def component_table(figures: dict[str, dict]) -> list[list]:
+    counts = ("true_components", "predicted_components")
+    return [
+        ["score", *(f"{name} %" for name in COMPONENT_FIGURES), "true", "predicted", "threshold", "F1 of pixels %"],
+        *(
+            [
+                score,
+                *(figure[name] for name in COMPONENT_FIGURES),
+                *(figure[name] for name in counts),
+                f"{figure['threshold']:.4f}",
+                figure["pixel_F1"],
+            ]
+            for score, figure in figures.items()
+        ),
+    ]
 
 
 def told_images(mean: dict) -> str:

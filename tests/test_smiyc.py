@@ -2,10 +2,16 @@
 
 import numpy as np
 import pytest
+import sklearn.metrics
+import torch
+from conftest import save_random_weights
 from PIL import Image
 
+import evaluate_ood
 from data import IGNORE, OUTLIER, AnomalyTrack, ObstacleTrack, RoadAnomaly
+from losses import hybrid_score
 from metrics.components import ComponentMetrics
+from models import ladder_densenet121, load_weights
 
 HEIGHT, WIDTH = 12, 20
 
@@ -130,3 +136,59 @@ def test_frames_and_maps_of_road_anomaly_that_are_alone_are_errors(tmp_path):
     (root / "frames/zebra1_road.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"zebra1_road\.labels/labels_semantic\.png has no image"):
         RoadAnomaly(root)
+
+
+def large_frames(root, track):
+    """Two frames of 160x96 with one box of outliers each, in the layout of a data set of evaluate_ood.py"""
+    generator = np.random.default_rng(0)
+    for number in range(2):
+        image = generator.integers(0, 256, (96, 160, 3), dtype=np.uint8)
+        labels = np.zeros((96, 160), np.uint8)
+        labels[20 : 50 + 9 * number, 40:90] = 2 if track == "road-anomaly" else 1
+        image[labels > 0] //= 4
+        if track == "road-anomaly":
+            write(root / f"frames/f{number}.jpg", image)
+            write(root / f"frames/f{number}.labels/labels_semantic.png", labels)
+        else:
+            labels[90:] = 255
+            write(root / f"images/f{number}.png", image)
+            write(root / f"labels_masks/f{number}_labels_semantic.png", labels)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "opened"),
+    [("road-anomaly", RoadAnomaly), ("anomaly-track", AnomalyTrack), ("obstacle-track", ObstacleTrack)],
+)
+def test_evaluate_ood_gives_pooled_figures_and_those_of_components(in_tmp, name, opened):
+    save_random_weights(in_tmp / "w.pth", hybrid=True, num_classes=19)
+    root = large_frames(in_tmp / "data", name)
+    flags = f"--dataroot {root} --dataset {name} --folder out --params w.pth --network ldn121 --pictures 0 --workers 0"
+    results = evaluate_ood.main(flags.split())
+
+    model = load_weights(ladder_densenet121(19), in_tmp / "w.pth").eval()
+    scores, labels = [], []
+    for image, truth_map, _ in (opened(root)[index] for index in range(2)):
+        with torch.no_grad():
+            scores.append(hybrid_score(*model(image[None] / 255))[0].numpy())
+        labels.append(truth_map.numpy())
+    counted = np.stack(labels) != IGNORE
+    truths, pooled = np.stack(labels)[counted] == OUTLIER, np.stack(scores)[counted]
+    figures = results["pooled"]["hybrid"]
+    assert figures["AP"] == pytest.approx(sklearn.metrics.average_precision_score(truths, pooled), rel=1e-3)
+    if name == "road-anomaly":
+        assert "components" not in results
+        return
+    precision, recall, thresholds = sklearn.metrics.precision_recall_curve(truths, pooled)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    components = results["components"]["hybrid"]
+    assert components["pixel_F1"] == pytest.approx(f1.max(), rel=1e-3)
+    assert components["threshold"] == pytest.approx(thresholds[f1[:-1].argmax()], rel=1e-3, abs=1e-3)
+    expected = ComponentMetrics(components["threshold"], **opened.component_sizes)
+    for score_map, label_map in zip(scores, labels, strict=True):
+        expected.update(score_map, label_map)
+    expected = expected.compute()
+    assert components["true_components"] == expected["true_components"] == 2
+    for key in ("sIoU", "PPV", "F1"):
+        assert components[key] == figures[key] == pytest.approx(expected[key], rel=2e-2, abs=2e-2, nan_ok=True)
+    assert "sIoU %" in (in_tmp / "out" / "table.md").read_text()
