@@ -24,13 +24,21 @@ TEMPLATE = Path(__file__).with_name("page.html")
 CELL_WIDTH = 480  # pixels of one picture of a frame
 
 
-def page(title: str, subtitle: str, **parts: str) -> str:
-    """The whole page; the parts are HTML, the title and the subtitle words."""
-    return Template(TEMPLATE.read_text()).substitute(title=escape(title), subtitle=escape(subtitle), **parts)
+def page(title: str, subtitle: str, sections: dict[str, str], headline: dict[str, float] | None = None) -> str:
+    """The whole page. Title, subtitle and the sections' titles are words, the sections themselves HTML."""
+    parts = [f"<section>\n<h2>{escape(name)}</h2>\n{content}\n</section>" for name, content in sections.items()]
+    tiles = f'<dl class="headline">\n{html_headline(headline)}\n</dl>' if headline else ""
+    return Template(TEMPLATE.read_text()).substitute(
+        title=escape(title), subtitle=escape(subtitle), headline=tiles, sections="\n".join(parts)
+    )
 
 
 def html_paragraph(words: str) -> str:
     return f"<p>{escape(words)}</p>\n"
+
+
+def html_link(path: str, words: str) -> str:
+    return f'<p><a href="{escape(path)}">{escape(words)}</a></p>\n'
 
 
 def html_headline(figures: dict[str, float]) -> str:

@@ -23,7 +23,6 @@ from engine.loader import PROJECT
 from engine.page import (
     html_every_frame,
     html_frames,
-    html_headline,
     html_panels,
     html_paragraph,
     html_record,
@@ -209,20 +208,23 @@ def write_report(
     if frames:
         save_pictures(files[2], [*frames.values()], colours, score_name, truth_colours, [*frames])
 
-    text = page(
-        title=title,
-        subtitle=f"{score_name} score, weights {Path(record['weights']).name}, {record['images']} images",
-        headline=html_headline(headline),
-        tables=html_tables(tables),
-        curves=html_paragraph("Over all pixels pooled; a dot marks the threshold's true positive rate.")
-        + html_panels({name: panels_png([draw], 1, len(drawn) + 1) for name, draw in curves.items()})
-        + html_panels({name: panels_png([draw], 1, 3) for name, draw in bars.items()})
-        if drawn
-        else html_paragraph(without_curves),
-        frames=html_frames(frames, score_name, colours, truth_colours)
+    if drawn:
+        curves_and_bars = (
+            html_paragraph("Over all pixels pooled; a dot marks the threshold's true positive rate.")
+            + html_panels({name: panels_png([draw], 1, len(drawn) + 1) for name, draw in curves.items()})
+            + html_panels({name: panels_png([draw], 1, 3) for name, draw in bars.items()})
+        )
+    else:
+        curves_and_bars = html_paragraph(without_curves)
+    sections = {
+        "Figures": html_tables(tables),
+        "Curves and scores": curves_and_bars,
+        "Frames": html_frames(frames, score_name, colours, truth_colours)
         + html_sheet(folder / "pictures.png")
         + html_every_frame(ranking.ap, score_name),
-        record=html_record(record),
-    )
+        "How to reproduce": html_record(record),
+    }
+    subtitle = f"{score_name} score, weights {Path(record['weights']).name}, {record['images']} images"
+    text = page(title, subtitle, sections, headline)
     write_whole(text.encode(), folder / "index.html")
     print(f"page: {folder / 'index.html'}")
