@@ -1,8 +1,8 @@
 """DenseFlow (NeurIPS 2021): a normalizing flow of images, from which synthetic negatives are drawn (TPAMI 2024).
 
-Every layer gives its output and what it adds to the log-likelihood. Cross-unit coupling appends noise channels
-between the steps of a block, and transitions drop half of the channels, so that an image has many latents:
-log_prob is a lower bound in expectation over the noise drawn. Attribute names are those of the released
+Every layer gives its output and what it adds to the log-likelihood. Dequantization and cross-unit coupling, which
+appends noise channels between the steps of a block, give an image many latents: log_prob is a lower bound in
+expectation over the noise drawn. Attribute names are those of the released
 checkpoints. All noise comes from torch.rand and torch.randn.
 """
 
