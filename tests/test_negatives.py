@@ -8,7 +8,15 @@ import torch
 from test_data import MEAN, Pictures, ramp, smooth_noise
 from torch.utils.data import Dataset
 
-from data import MaskedPatches, WithFixedNegatives, WithNegatives, draw_corner, paste, train_transform
+from data import (
+    MaskedPatches,
+    WithFixedNegatives,
+    WithNegatives,
+    draw_corner,
+    paste,
+    photographs_of_negatives,
+    train_transform,
+)
 from data.negatives import permitted_places, place_negative, random_rectangle, two_ids
 from engine.loader import batches, to_device, training_loader
 from labels import IGNORE, OUTLIER
@@ -244,6 +252,35 @@ def test_only_rare_ids_are_drawn_and_the_rarest_where_none_is_rare():
     assert abs(pairs[5, 8] - 400) < 75 and abs(pairs[5,] - 200) < 65  # with replacement, as without the rule
     halves = (torch.arange(16) // 8).reshape(4, 4) * 7
     assert two_ids(halves, 5).equal(halves == 0)  # the lowest of several
+
+
+@pytest.mark.parametrize("rare_below", [None, 100])
+def test_of_left_out_ids_nothing_is_pasted_and_of_the_others_all(rare_below):
+    ids = torch.arange(4, dtype=torch.uint8).repeat_interleave(6).repeat(24, 1)  # four stripes of 24 x 6
+    pictures = Pictures((torch.zeros(3, 24, 24, dtype=torch.uint8), ids))
+    negatives = MaskedPatches(pictures, 24, 24, rare_below=rare_below, leave_out=(1, 3))
+    seen = torch.zeros(24, 24, dtype=torch.bool)
+    for _ in range(60):
+        _, mask, _ = negatives[0]
+        assert not mask[(ids == 1) | (ids == 3)].any()
+        seen |= mask
+    assert seen.equal((ids == 0) | (ids == 2))
+
+
+def test_where_all_ids_are_left_out_nothing_is_pasted():
+    pictures = Pictures((torch.zeros(3, 24, 24, dtype=torch.uint8), torch.ones(24, 24, dtype=torch.uint8)))
+    negatives = MaskedPatches(pictures, 24, 24, leave_out=(1,))
+    assert not any(negatives[0][1].any() for _ in range(10))
+
+
+def test_an_id_to_leave_out_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"label ids to leave out, \[256\]: they must lie in 0..255"):
+        MaskedPatches(Pictures(), 60, 30, leave_out=(0, 256))
+
+
+def test_masks_without_images_are_refused():
+    with pytest.raises(ValueError, match="--neg_masks m are the label maps of --neg_images, which is missing"):
+        photographs_of_negatives("ade", None, "m")
 
 
 def test_masks_of_a_patch_keep_to_rare_ids_where_asked():

@@ -182,6 +182,23 @@ def test_images_at_any_depth_are_found_in_order(tmp_path):
     assert all(channel.equal(torch.from_numpy(colours[:, :, 0])) for channel in samples[2][0])
 
 
+def test_label_maps_of_a_folder_lie_at_the_same_places_and_255_is_an_id_too(tmp_path):
+    photograph = np.zeros((4, 6, 3), np.uint8)
+    ids = np.array([[0, 1, 2, 7, 254, 255]] * 4, np.uint8)
+    for place in ("images/a", "masks/a"):
+        (tmp_path / place).mkdir(parents=True)
+    Image.fromarray(photograph).save(tmp_path / "images/a/b.jpg")
+    Image.fromarray(ids).save(tmp_path / "masks/a/b.png")
+    _, labels, name = ImageFolder(tmp_path / "images", masks=tmp_path / "masks")[0]
+    assert (labels.tolist(), name) == ([[0, 1, 2, 7, 254, 254]] * 4, "a/b.jpg")
+    Image.fromarray(ids[:2]).save(tmp_path / "masks/a/b.png")
+    with pytest.raises(ValueError, match=r"b.jpg is 6x4 but its label map .*b.png is 6x2"):
+        ImageFolder(tmp_path / "images", masks=tmp_path / "masks")[0]
+    (tmp_path / "masks/a/b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b.jpg has no label map .*b.png \(1 such images\)"):
+        ImageFolder(tmp_path / "images", masks=tmp_path / "masks")
+
+
 def test_missing_and_empty_folders_of_photographs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder nowhere; give one that holds images"):
         ImageFolder("nowhere")
