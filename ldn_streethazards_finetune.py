@@ -51,7 +51,7 @@ def main(argv=None):
     train_set = StreetHazards(
         args.dataroot, "training", train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
     )
-    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks)
+    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out)
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
     negatives = MaskedPatches(photographs, *sizes, leave_out=args.neg_leave_out)
     val_set = StreetHazards(args.dataroot, "validation")

@@ -32,6 +32,7 @@ from engine import (
     run_script,
     same_noise,
     save_samples,
+    sha256,
     start_run,
 )
 from losses import bits_per_dimension, dense_hybrid_loss, hybrid_score, jensen_shannon_to_uniform
@@ -64,7 +65,10 @@ def main(argv=None):
     # The flow that draws the negatives; those of the validation are its first ones.
     flow, flow_lr = denseflow_25_6(recipe.flow_checkpointing), recipe.flow_lr_scratch
     if args.flow_state != "none":
-        load_weights(flow, args.flow_state)
+        load_weights(
+            flow, args.flow_state, source="--flow_state takes a file of train_denseflow.py, a released one, or none"
+        )
+        run.record["flow_state"] = sha256(args.flow_state)  # the validation's negatives depend on it: --resume compares
         flow_lr = recipe.flow_lr_pretrained
     flow.to(run.device)
     flow_optimizer = torch.optim.Adamax(flow.parameters(), flow_lr, eps=recipe.flow_eps)
@@ -92,7 +96,7 @@ def main(argv=None):
             class_logits, _ = model(pasted)
         covered = cut_out(images, corners, patches.shape[2:])
         bits = bits_per_dimension(flow.log_prob(covered), covered[0].numel())
-        divergence = jensen_shannon_to_uniform(class_logits, pasted_labels == OUTLIER)
+        divergence = jensen_shannon_to_uniform(class_logits, pasted_labels == OUTLIER, patches[:, 0].numel())
         return {
             "jensen_shannon": recipe.divergence_weight * divergence,
             "bits_per_dimension": recipe.bits_weight * bits,

@@ -10,7 +10,6 @@ gives OUTPUT_DIR/overlay/NAME.mov.mp4. The same command again does what is not d
 
 import contextlib
 import errno
-import hashlib
 import io
 import json
 import math
@@ -35,7 +34,7 @@ from tqdm import tqdm
 from data import COCO20, Cityscapes, StreetHazards
 from data.images import ENDINGS
 from engine import SlidingWindows, batches, choose_device, evaluation_loader, run_script, script_parser, to_device
-from engine.checkpoint import write_whole
+from engine.checkpoint import sha256, write_whole
 from engine.pictures import Drawing, heat_range
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
@@ -103,10 +102,8 @@ def main(argv=None):
     if args.calibration is not None:
         args.threshold, calibrated = read_calibration(args.calibration, score_name, args.params)
         args.heat_range = args.heat_range or calibrated
-    with open(args.params, "rb") as weights:
-        digest = hashlib.file_digest(weights, "sha256").hexdigest()
     flags = ("network", "classes", "threshold", "heat_range", "raw", "max_side", "tile", "tile_overlap", "heads")
-    settings = {"input": str(args.input.resolve()), "weights_sha256": digest, "score": score_name}
+    settings = {"input": str(args.input.resolve()), "weights_sha256": sha256(args.params), "score": score_name}
     settings |= {flag: getattr(args, flag) for flag in flags}
     settings |= {"class_names": list(known.class_colours), "unknown": known.num_classes}
     earlier = open_folder(args.folder, settings)

@@ -11,14 +11,15 @@ TABLES_YAML has a block for each table to run, with the data's folder, the weigh
     obstacle-track:           {dataroot: dataset_ObstacleTrack, weights: ldn121_smiyc.pth, flags: [--network, ldn121]}
     street-hazards:           {dataroot: StreetHazards, weights: ldn121_streethazards.pth}
     street-hazards-open-set:  {dataroot: StreetHazards, weights: ldn121_streethazards.pth}
+    cityscapes:               {dataroot: Cityscapes, weights: dlv3_ade20k.pth}
     coco20:                   {dataroot: coco, weights: segmenter.pth, flags: [--released_scoring]}
 
 Each is evaluated by its own script into OUTPUT_DIR/TABLE/; OUTPUT_DIR/index.html and tables.md put published and own
-figures side by side. The same command again runs only what is missing, has failed or has changed.
+figures side by side. Paths are taken from the working directory. The same command again runs only what is missing, has
+failed, or has another command or other weights; the data are not compared: remove OUTPUT_DIR/TABLE where they changed.
 """
 
 import argparse
-import hashlib
 import json
 import shlex
 import subprocess
@@ -28,15 +29,18 @@ from pathlib import Path
 import yaml
 
 from engine import run_script
-from engine.checkpoint import write_whole
+from engine.checkpoint import sha256, write_whole
 from engine.page import html_link, html_paragraph, html_tables, page
+from engine.report import published_tables
 from engine.run import PROJECT
 
 ANOMALIES = ("lf", "static", "road-anomaly", "anomaly-track", "obstacle-track", "street-hazards")
 SCRIPTS = {name: ["evaluate_ood.py", "--dataset", name] for name in ANOMALIES} | {
     "street-hazards-open-set": ["evaluate_osr_sh.py"],
     "coco20": ["evaluate_osr_coco.py"],
+    "cityscapes": ["evaluate_closed_set.py", "--dataset", "cityscapes"],
 }
+SERVERS = ("lf-test", "static-test", "anomaly-track-test", "obstacle-track-test", "lost-and-found-no-known")
 KEYS = {"dataroot", "weights", "flags"}
 
 
@@ -83,6 +87,8 @@ def read_config(path: Path) -> dict[str, dict]:
             problems.append(f"{name} is no table; possible are {', '.join(SCRIPTS)}")
         elif not isinstance(run, dict) or not {"dataroot", "weights"} <= run.keys() <= KEYS:
             problems.append(f"{name} must have dataroot and weights, may have flags, and nothing else")
+        elif not all(isinstance(run[key], str) for key in ("dataroot", "weights")):
+            problems.append(f"{name}: dataroot and weights must be paths: {run['dataroot']!r}, {run['weights']!r}")
         elif not isinstance(run.get("flags", []), list):
             problems.append(f"{name}: flags must be a list, such as [--network, ldn121]")
         else:
@@ -97,7 +103,7 @@ def read_config(path: Path) -> dict[str, dict]:
 
 def command_of(name: str, run: dict, folder: Path) -> list[str]:
     script, *flags = SCRIPTS[name]
-    weights = "--params" if script == "evaluate_ood.py" else "--model"
+    weights = "--model" if script in ("evaluate_osr_sh.py", "evaluate_osr_coco.py") else "--params"
     flags += ["--dataroot", run["dataroot"], weights, run["weights"], "--folder", folder, *run.get("flags", [])]
     return [script, *map(str, flags)]
 
@@ -108,8 +114,7 @@ def is_done(folder: Path, command: list[str], weights: str) -> bool:
         record = json.loads((folder / "results.json").read_text())["record"]
     except (OSError, ValueError, KeyError):
         return False
-    with open(weights, "rb") as file:
-        same_weights = hashlib.file_digest(file, "sha256").hexdigest() == record["weights_sha256"]
+    same_weights = sha256(weights) == record["weights_sha256"]
     before = shlex.split(record["command"])[1:]
     return same_weights and [Path(before[0]).name, *before[1:]] == command and (folder / "table.md").exists()
 
@@ -141,9 +146,14 @@ def read_tables(path: Path) -> dict[str, list[list[str]]]:
 
 
 def write_page(folder: Path, tables: dict[str, dict], failed: dict[str, str]) -> None:
-    sections = {name: html_tables(each) + html_link(f"{name}/index.html", "curves, frames and how it was made")
-                for name, each in tables.items()}  # fmt: skip
+    sections = {}
+    for name, each in tables.items():
+        sections[name] = html_tables(each)
+        if (folder / name / "index.html").exists():  # there is none with --pictures 0
+            sections[name] += html_link(f"{name}/index.html", "curves, frames and how it was made")
     sections |= {f"{name}: failed": html_paragraph(error) for name, error in failed.items()}
+    servers = {title: rows for block in SERVERS for title, rows in published_tables(block, {}).items()}
+    sections["published, on test parts whose labels only the benchmarks' servers have"] = html_tables(servers)
     text = page("The tables of the papers", "published and own figures side by side, in percent", sections)
     write_whole(text.encode(), folder / "index.html")
     parts = [f"## {name}\n\n{(folder / name / 'table.md').read_text()}" for name in tables]

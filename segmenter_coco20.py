@@ -47,6 +47,7 @@ def main(argv=None):
         load_imagenet_vit(model, args.init)
     model.to(run.device)
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr)
+    windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
     lists = {"workers": run.workers, "list_folder": run.folder.parent}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour)
@@ -57,7 +58,6 @@ def main(argv=None):
         return closed_set_loss(model(images), labels)
 
     def validate(model):
-        windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
         return closed_set_figures(windows, val_set, COCO20.num_classes, run.device, run.workers)
 
     return fit(step, {"model": model, "optimizer": optimizer}, train_set, recipe, run, validate, best="mIoU")

@@ -65,12 +65,13 @@ def main(argv=None):
     model = segmenter(COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head)
     load_weights(model, args.model, new=(SEGMENTER_DATASET_HEADS[recipe.dataset_head],)).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps)
+    windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
     # Photographs of known things, and a source of patches of unknown ones.
     lists = {"workers": run.workers, "list_folder": run.folder.parent}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
     train_set = COCO20(args.dataroot, "training", transform, **lists)
-    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks)
+    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out)
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
     negatives = MaskedPatches(photographs, *sizes, recipe.rare_below, args.neg_leave_out)
     val_set = COCO20(args.dataroot, "validation", **lists)
@@ -89,7 +90,6 @@ def main(argv=None):
         )
 
     def validate(model):
-        windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
         figures = anomaly_figures(windows, pasted_val_set, hybrid_score, run.device, run.workers)
         return figures | closed_set_figures(windows, val_set, COCO20.num_classes, run.device, run.workers)
 

@@ -32,6 +32,7 @@ from engine import (
     run_script,
     same_noise,
     save_samples,
+    sha256,
     start_run,
 )
 from losses import bits_per_dimension, dense_hybrid_loss, hybrid_score, jensen_shannon_to_uniform
@@ -59,11 +60,15 @@ def main(argv=None):
     model = segmenter(COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head)
     load_weights(model, args.model, new=(SEGMENTER_DATASET_HEADS[recipe.dataset_head],)).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps)
+    windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
     # The flow that draws the negatives; those of the validation are its first ones.
     flow, flow_lr = denseflow_25_6(recipe.flow_checkpointing), recipe.flow_lr_scratch
     if args.flow_state != "none":
-        load_weights(flow, args.flow_state)
+        load_weights(
+            flow, args.flow_state, source="--flow_state takes a file of train_denseflow.py, a released one, or none"
+        )
+        run.record["flow_state"] = sha256(args.flow_state)  # the validation's negatives depend on it: --resume compares
         flow_lr = recipe.flow_lr_pretrained
     flow.to(run.device)
     flow_optimizer = torch.optim.Adamax(flow.parameters(), flow_lr, eps=recipe.flow_eps)
@@ -99,14 +104,13 @@ def main(argv=None):
             class_logits, _ = model(pasted)
         covered = cut_out(images, corners, patches.shape[2:])
         bits = bits_per_dimension(flow.log_prob(covered), covered[0].numel())
-        divergence = jensen_shannon_to_uniform(class_logits, pasted_labels == OUTLIER)
+        divergence = jensen_shannon_to_uniform(class_logits, pasted_labels == OUTLIER, patches[:, 0].numel())
         return {
             "jensen_shannon": recipe.divergence_weight * divergence,
             "bits_per_dimension": recipe.bits_weight * bits,
         }
 
     def validate(model):
-        windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
         figures = anomaly_figures(windows, pasted_val_set, hybrid_score, run.device, run.workers)
         return figures | closed_set_figures(windows, val_set, COCO20.num_classes, run.device, run.workers)
 

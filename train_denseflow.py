@@ -31,9 +31,9 @@ from losses import bits_per_dimension
 from models import denseflow_25_6, load_weights
 
 DATASETS = {
-    "cityscapes": lambda root, transform: Cityscapes(root, "train", transform),
-    "street-hazards": lambda root, transform: StreetHazards(root, "training", transform),
-    "coco20": lambda root, transform: COCO20(root, "training", transform),
+    "cityscapes": lambda root, transform, run: Cityscapes(root, "train", transform),
+    "street-hazards": lambda root, transform, run: StreetHazards(root, "training", transform),
+    "coco20": lambda root, transform, run: COCO20(root, "training", transform, run.workers, run.folder.parent),
 }
 HELD_OUT = 20  # every so manieth image is for validation
 
@@ -53,6 +53,8 @@ class FlowTraining(Recipe):
         for key in ("adamax_eps", "validation_images", "sampled_images"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key} must be positive, not {getattr(self, key)}")
+        if self.statistics_batches:
+            raise ValueError("statistics_batches must be 0: a flow has no BatchNorm")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative: {self.warmup_steps}")
         if self.warmup_steps and self.lr_min:
@@ -71,11 +73,25 @@ def main(argv=None):
         parser.error("--dataset and --dataroot go together")
 
     transform = filled_transform(recipe.crop_size, recipe.scale)
-    open_images = DATASETS[args.dataset] if args.dataset else ImageFolder
-    images = open_images(args.dataroot or args.images, transform)
+    if args.dataset:
+        images = DATASETS[args.dataset](args.dataroot, transform, run)
+    else:
+        images = ImageFolder(args.images, transform)
     held_out = range(0, len(images), HELD_OUT)
     train_set = Subset(images, sorted({*range(len(images))} - {*held_out}))
     val_set = Subset(images, held_out[: recipe.validation_images])
+
+    if len(train_set) < recipe.batch_size:
+        raise ValueError(
+            f"{len(images)} images, of which {len(held_out)} are kept for validation, leave {len(train_set)}, fewer "
+            f"than batch_size {recipe.batch_size}; give more images, or lower it"
+        )
+    steps = recipe.epochs * (len(train_set) // recipe.batch_size)
+    if steps <= recipe.warmup_steps:
+        raise ValueError(
+            f"warmup_steps {recipe.warmup_steps} are not over when the training is, after {steps} steps: lower them, "
+            "or set more epochs or a smaller batch_size"
+        )
 
     flow = denseflow_25_6(recipe.checkpointing)
     if args.flow_state != "none":

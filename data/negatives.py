@@ -45,7 +45,7 @@ class MaskedPatches(Dataset):
         self.dataset, self.resize, self.size, self.scale, self.rare_below = dataset, resize, size, scale, rare_below
         wrong = [number for number in leave_out if not 0 <= number <= 255]
         if wrong:
-            raise ValueError(f"label ids to leave out, {wrong}: they must lie in 0..255")
+            raise ValueError(f"--neg_leave_out {' '.join(map(str, wrong))}: label ids lie in 0..255")
         self.leave_out = torch.tensor([*(min(number, 254) for number in leave_out), IGNORE], dtype=torch.uint8)
 
     def __len__(self) -> int:
@@ -65,10 +65,23 @@ class MaskedPatches(Dataset):
         return patch, mask & allowed, name
 
 
-def photographs_of_negatives(ade20k: str | None = None, images: str | None = None, masks: str | None = None) -> Dataset:
-    """ADE20K, or any folder of images with or without label maps; raises ValueError for masks without images."""
+def photographs_of_negatives(
+    ade20k: str | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    leave_out: Collection[int] = (),
+) -> Dataset:
+    """ADE20K, or any folder of images with or without label maps.
+
+    Raises ValueError for masks without images, and for ids to leave out where no label map has any.
+    """
     if masks and not images:
         raise ValueError(f"--neg_masks {masks} are the label maps of --neg_images, which is missing")
+    if leave_out and images and not masks:
+        raise ValueError(
+            f"--neg_leave_out {' '.join(map(str, leave_out))}: there are no label maps to find these ids in; give them "
+            f"with --neg_masks, or leave nothing out of {images}"
+        )
     return ImageFolder(images, masks=masks) if images else ADE20K(ade20k)
 
 

@@ -3,6 +3,7 @@
 The engine knows no model, data set or loss: the scripts introduce them.
 """
 
+from engine.checkpoint import sha256
 from engine.evaluate import (
     anomaly_figures,
     closed_set_figures,
@@ -50,6 +51,7 @@ __all__ = [
     "save_pictures",
     "save_samples",
     "script_parser",
+    "sha256",
     "start_run",
     "to_device",
     "write_results",

@@ -1,6 +1,7 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, written whole or not at all."""
 
 import contextlib
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -37,6 +38,12 @@ def write_whole(content: bytes | memoryview, path: Path) -> None:
             f"could not write {path} ({error.strerror}); {older}. "
             "Make room or make the folder writable, then go on with --resume",
         ) from error
+
+
+def sha256(path: str | Path) -> str:
+    """The digest of a file, which tells whether it is the same one."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def random_state() -> dict[str, Any]:

@@ -109,8 +109,8 @@ class FlowRecipe(HybridRecipe):
         )
         require(
             largest <= self.crop_size,
-            f"patch_sides up to {largest} are larger than crop_size {self.crop_size}: "
-            "a negative patch must fit into the training crop",
+            f"patch_sides up to {largest} are larger than crop_size {self.crop_size}: a negative patch must fit into "
+            "the training crop; raise crop_size, or lower them, as with --patch_sides 16 32 8",
         )
 
 

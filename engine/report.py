@@ -1,6 +1,5 @@
 """What an evaluation hands on: how it was made, published figures beside its own, and one page that shows it all."""
 
-import hashlib
 import json
 import platform
 import shlex
@@ -16,7 +15,7 @@ import torchvision
 import yaml
 from torch import Tensor
 
-from engine.checkpoint import write_whole
+from engine.checkpoint import sha256, write_whole
 from engine.curves import Distribution, draw_histogram, draw_precision_recall, draw_roc, panels_png, percent
 from engine.evaluate import Frame, picture_of, shown
 from engine.loader import PROJECT
@@ -49,8 +48,6 @@ def evaluation_record(
     recipe  what recipe.yaml beside the weights says of their training, None where there is none
     """
     recipe = Path(weights).with_name("recipe.yaml")
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f" ({platform.machine()})"
     try:
         trained = yaml.safe_load(recipe.read_text()) if recipe.exists() else None
@@ -61,7 +58,7 @@ def evaluation_record(
         "dataroot": str(dataroot),
         "images": images,
         "weights": str(weights),
-        "weights_sha256": digest,
+        "weights_sha256": sha256(weights),
         "recipe": trained,
         "revision": git_revision(),
         "versions": {

@@ -128,9 +128,9 @@ def start_run(
 
 
 def flat_recipe(record: dict) -> dict:
-    """What a resumed run must agree on: {"script", "seed", and every recipe number}."""
+    """What a resumed run must agree on: {"script", "seed", "flow_state", and every recipe number}."""
     numbers = {key: value for source in record["recipe"].values() for key, value in source.items()}
-    return {"script": record["script"], "seed": record["seed"], **numbers}
+    return {"script": record["script"], "seed": record["seed"], "flow_state": record.get("flow_state"), **numbers}
 
 
 def check_folder(run: Run) -> None:
@@ -143,7 +143,8 @@ def check_folder(run: Run) -> None:
     if not recipe_file.exists():
         print(f"nothing to resume in {run.folder}: starting from the beginning")
         return
-    check_same_recipe(flat_recipe(yaml.safe_load(recipe_file.read_text())), flat_recipe(run.record), run.folder)
+    before = flat_recipe(yaml.safe_load(recipe_file.read_text())) | {"flow_state": None}  # not opened yet; see restore
+    check_same_recipe(before, flat_recipe(run.record), run.folder)
 
 
 def check_same_recipe(before: dict, now: dict, folder: Path) -> None:

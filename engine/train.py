@@ -86,9 +86,12 @@ def fit(
             if recipe.statistics_batches:
                 estimate_statistics(model, loader, recipe.statistics_batches, run.device)
             model.eval()
-            figures = validate(model)
-            if draw:
-                draw(model, run.folder / "pictures" / f"epoch_{epoch + 1:03d}.png")
+            try:
+                figures = validate(model)
+                if draw:
+                    draw(model, run.folder / "pictures" / f"epoch_{epoch + 1:03d}.png")
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error}; terms of the last step: {log.terms}") from error
             told = told_figures(figures, lower_is_better)
             log.epoch(epoch, recipe.epochs, progress["step"], figures, told, time.monotonic() - started)
             progress |= {"epoch": epoch + 1, "figures": figures}
@@ -130,17 +133,16 @@ def train_epoch(
     model = state["model"].train()
     title = f"epoch {loader.sampler.epoch + 1}/{recipe.epochs}"
     with tqdm(total=len(loader), desc=title, leave=False, dynamic_ncols=True, disable=None) as bar:
-        values = {}
         for tensors, names in batches(loader):
             tensors = to_device(tensors, run.device)
-            before, values, steps_done = values, {}, steps_done + 1
+            values, steps_done = {}, steps_done + 1
             rates = {f"{name}/lr".removeprefix("optimizer/"): learning_rate(state[name]) for name in steps}
             for name, step in steps.items():
                 try:
                     with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                         terms = step(model, *tensors)
                 except FloatingPointError as error:
-                    told = f"{error}; terms of step {steps_done} so far: {values}, of the step before: {before}"
+                    told = f"{error}; terms of step {steps_done} so far: {values}, of the step before: {log.terms}"
                     raise FloatingPointError(told) from error
                 numbers = torch.stack([term.detach() for term in terms.values()]).tolist()
                 values |= dict(zip(terms, numbers, strict=True))
@@ -222,6 +224,7 @@ class RunLog:
     """log.jsonl and TensorBoard events; what was logged after the last checkpoint is dropped when a run goes on."""
 
     def __init__(self, run: Run, steps_done: int):
+        self.terms: dict[str, float] = {}  # of the last step
         path = run.folder / "log.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if logged_step(line) <= steps_done]
@@ -238,6 +241,7 @@ class RunLog:
             raise OSError(error.errno, told) from error
 
     def step(self, epoch: int, step: int, rates: dict[str, float], terms: dict[str, float]) -> None:
+        self.terms = terms
         self.write({"epoch": epoch + 1, "step": step, **rates, **terms})
         with interrupts_held_back():
             for name, value in terms.items():

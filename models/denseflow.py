@@ -264,7 +264,8 @@ class Step(nn.Module):
         return features, log_likelihood + per_pixel * features[0, 0].numel()
 
     def inverse(self, features: Tensor) -> Tensor:
-        inverses = torch.linalg.inv(self.matrices())
+        inverses, singular = torch.linalg.inv_ex(self.matrices())
+        inverses = inverses.masked_fill((singular != 0)[:, None, None], math.nan)  # which decode tells of
         for layer, inverse in zip(reversed(self.transforms), inverses.flip(0), strict=True):
             features = layer.inverse(features, inverse)
         return features

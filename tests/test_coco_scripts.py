@@ -515,7 +515,7 @@ def test_every_spelling_of_the_negatives_folder_reads_the_same(experiment, ade20
 @pytest.mark.parametrize(
     ("negatives", "told"),
     [
-        ([], "one of the arguments --neg_dataroot --neg_dataset is required"),
+        ([], "one of the arguments --neg_dataroot --neg_images --neg_dataset is required"),
         (["--neg_dataset", "--neg_dataroot", "here"], "--neg_dataroot: not allowed with argument --neg_dataset"),
         (["--neg_dataroot", "here", "--neg_dataset"], "--neg_dataset: not allowed with argument --neg_dataroot"),
         (["--neg_dataset", "here", "--neg_dataroot", "here"], "not allowed with argument"),

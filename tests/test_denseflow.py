@@ -459,3 +459,11 @@ def test_nothing_is_drawn_but_by_rand_and_randn(no_noise):
     flow.log_prob(whole_numbers(2, 8, 8))
     flow.sample(2, 8, 8)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_flow_whose_matrix_has_no_inverse_says_so_when_it_draws():
+    flow = small_flow()
+    with torch.no_grad():
+        flow.layers()[0].mix.weight.zero_()
+    with pytest.raises(FloatingPointError, match="drawn from the flow are not finite: it has div"):
+        flow.sample(1, 8, 8)

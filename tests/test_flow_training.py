@@ -582,7 +582,8 @@ def test_the_flow_learns_from_the_training_images_of_a_data_set(street_hazards, 
 
 
 def test_training_of_the_flow_goes_on_from_a_file(alone, photographs, in_tmp, capsys):
-    flags = ["--images", str(photographs), "--epochs", "1", "--lr", "1e-6", "--flow_state", str(alone / "final.pth")]
+    flags = ["--images", str(photographs), "--epochs", "1", "--lr", "1e-6", "--warmup_steps", "0"]
+    flags += ["--flow_state", str(alone / "final.pth")]
     train_denseflow.main(alone_flags(*flags))
     final = [line["validation"]["bits_per_dimension"] for line in log_of(alone) if "validation" in line][-1]
     assert f"before training: {final:.3f} bits per dimension" in capsys.readouterr().out
@@ -595,7 +596,7 @@ def test_training_of_the_flow_goes_on_from_a_file(alone, photographs, in_tmp, ca
         (["--warmup_steps", "-1"], ValueError, r"warmup_steps must not be negative: -1"),
         (["--adamax_eps", "0"], ValueError, r"adamax_eps must be positive, not 0"),
         (["--sampled_images", "0"], ValueError, r"sampled_images must be positive, not 0"),
-        (["--batch_size", "24"], ValueError, r"23 training images are fewer than batch_size 24"),
+        (["--batch_size", "24"], ValueError, r"25 images, of which 2 are kept .* leave 23, fewer than batch_size 24"),
         (["--images", "nowhere"], FileNotFoundError, r"no folder nowhere"),
         (["--images", "empty"], FileNotFoundError, r"no image .* below empty"),
         (["--flow_state", "nowhere.pt"], FileNotFoundError, r"no weight file nowhere\.pt"),
@@ -706,3 +707,35 @@ def test_a_picture_is_drawn_after_every_epoch_by_the_network_in_eval_mode(tmp_pa
     drawn = []
     fit_two(tmp_path / "run", only_the_first, draw=lambda model, path: drawn.append((model.training, path)))
     assert drawn == [(False, tmp_path / "run" / "pictures" / f"epoch_00{epoch}.png") for epoch in (1, 2, 3)]
+
+
+def test_a_flow_that_diverges_when_it_draws_stops_the_run_with_the_terms_so_far(
+    street_hazards, random_weights, flow_file, in_tmp, monkeypatch
+):
+    sample, calls = DenseFlow.sample, []
+
+    def diverging(flow, n, height, width):
+        calls.append(n)
+        if len(calls) > 20 and n > 1:
+            flow.base_dist.loc.data.fill_(math.nan)
+        return sample(flow, n, height, width)
+
+    monkeypatch.setattr(DenseFlow, "sample", diverging)
+    with pytest.raises(FloatingPointError, match=r"not finite.*terms of.*'bits_per_dimension': \d"):
+        ldn_streethazards_finetune_flow.main(
+            flow_flags(street_hazards, random_weights["closed"], flow_file, "--epochs", "20")
+        )
+
+
+def test_a_run_is_not_gone_on_with_another_flow_file(street_hazards, random_weights, flow_file, in_tmp):
+    flags = flow_flags(street_hazards, random_weights["closed"], flow_file)
+    ldn_streethazards_finetune_flow.main(flags)
+    torch.save(read(flow_file) | {"other": 1}, "other.pt")
+    flags = flow_flags(street_hazards, random_weights["closed"], "other.pt", "--resume")
+    with pytest.raises(ValueError, match=r"flow_state was '.*' and is '"):
+        ldn_streethazards_finetune_flow.main(flags)
+
+
+def test_a_warm_up_longer_than_the_training_is_refused(photographs, in_tmp):
+    with pytest.raises(ValueError, match=r"warmup_steps 1000 are not over when the training is, after \d+ steps"):
+        train_denseflow.main(["--images", str(photographs), *alone_flags("--warmup_steps", "1000")])

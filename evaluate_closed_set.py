@@ -1,0 +1,75 @@
+"""Evaluate what a network makes of its known classes: mIoU on the validation frames of the data it was trained on.
+
+    python evaluate_closed_set.py --dataroot DATAROOT --dataset DATASET --folder OUTPUT_DIR --params WEIGHTS_FILE
+
+DATASET is cityscapes, street-hazards or coco20. The dataset head, where the weights have one, changes nothing here.
+"""
+
+from pathlib import Path
+
+from data import COCO20, Cityscapes, StreetHazards
+from engine import SlidingWindows, choose_device, evaluated_frames, run_script, script_parser, write_results
+from engine.report import evaluation_record, published_tables
+from metrics import ConfusionMatrix, classes_averaged
+from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
+
+DATASETS = {  # data set -> how it is opened, its usual network
+    "cityscapes": (lambda args: Cityscapes(args.dataroot, "val"), "deeplabv3plus"),
+    "street-hazards": (lambda args: StreetHazards(args.dataroot, "validation"), "ldn121"),
+    "coco20": (
+        lambda args: COCO20(args.dataroot, "validation", workers=args.workers, list_folder=args.folder),
+        "segmenter",
+    ),
+}
+
+
+def main(argv=None):
+    parser = script_parser(__doc__)
+    parser.add_argument("--dataroot", required=True, help="the data set's folder")
+    parser.add_argument("--dataset", required=True, choices=list(DATASETS))
+    parser.add_argument("--folder", required=True, type=Path, help="where results.json and table.md go")
+    parser.add_argument("--params", required=True, help="weights, closed-set or hybrid")
+    parser.add_argument(
+        "--network",
+        choices=["deeplabv3plus", "ldn121", "segmenter"],
+        help="whose weights they are (default: deeplabv3plus, ldn121, segmenter in the data sets' order)",
+    )
+    parser.add_argument("--heads", type=int, default=16, help="of Segmenter's encoder (default 16, as released)")
+    args = parser.parse_args(argv)
+    device = choose_device(args.device)
+
+    open_dataset, network = DATASETS[args.dataset]
+    dataset = open_dataset(args)
+    num_classes, network = dataset.num_classes, args.network or network
+    if network == "segmenter":
+        head = segmenter_dataset_head(args.params)
+        model = load_weights(segmenter(num_classes, bool(head), args.heads, head or "decoder"), args.params)
+        model = SlidingWindows(model, window=512, stride=320, at_a_time=8, enlarge=True)
+    else:
+        build = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}[network]
+        model = load_weights(build(num_classes, has_dataset_head(args.params)), args.params)
+    record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.params, device)
+
+    confusion = ConfusionMatrix(num_classes)
+    for frame in evaluated_frames(model.to(device), dataset, device, args.workers):
+        confusion.update(frame.class_logits.argmax(1), frame.labels)
+    iou = confusion.iou()
+    results = {
+        "dataset": args.dataset,
+        "network": network,
+        "mIoU": confusion.miou(),
+        "mIoU_classes": classes_averaged(iou),
+        "iou": dict(zip(dataset.class_colours, iou.tolist(), strict=True)),
+        "record": record,
+    }
+    rows = [["class", "IoU %"], *map(list, results["iou"].items())]
+    rows.append([f"mean of {results['mIoU_classes']} classes", results["mIoU"]])
+    tables = {f"{args.dataset}, closed set, {len(dataset)} validation frames": rows}
+    if args.dataset == "cityscapes":
+        tables |= published_tables("cityscapes", {"argmax": results})
+    write_results(args.folder, results, tables)
+    return results
+
+
+if __name__ == "__main__":
+    run_script(main)
