@@ -287,8 +287,8 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
             f"--calibration {path} has {thresholds[score_name]!r} for the threshold of {score_name}: was there no "
             "pixel of an unknown thing to take it from?"
         )
-    if at("weights") not in (None, weights):
-        print(f"note: the threshold was found for {at('weights')}, the weights here are {weights}")
+    if at("record", "weights_sha256") not in (None, sha256(weights)):
+        print(f"note: the threshold was found for {at('weights')}, the weights here, {weights}, are others")
     heat = at("heat_range", score_name)
     return thresholds[score_name], heat if isinstance(heat, list) and all(map(is_number, heat)) else None
 

@@ -622,9 +622,11 @@ def test_a_calibration_that_is_none_is_explained(content, told, in_tmp):
 
 
 def test_a_calibration_of_an_earlier_version_has_no_range_of_heat(in_tmp, capsys):
-    Path("c.json").write_text('{"score": "hybrid", "threshold": -2.5, "weights": "other.pth"}')
+    told = {"score": "hybrid", "threshold": -2.5, "weights": "other.pth", "record": {"weights_sha256": "of others"}}
+    Path("c.json").write_text(json.dumps(told))
+    Path("w.pth").touch()
     assert predict.read_calibration(Path("c.json"), "hybrid", "w.pth") == (-2.5, None)
-    assert "found for other.pth, the weights here are w.pth" in capsys.readouterr().out
+    assert "found for other.pth, the weights here, w.pth, are others" in capsys.readouterr().out
 
 
 def test_a_range_of_heat_is_that_of_all_frames_by_samples_of_them():
