@@ -457,6 +457,14 @@ def test_the_encoder_starts_from_the_imagenet_file_in_the_working_directory(worl
         experiment("closed", "--init", str(world.model))
 
 
+@pytest.mark.parametrize("kind", ["closed", "hybrid", "flow"])
+@pytest.mark.parametrize("flags", [["--window_stride", "600"], ["--window", "0"]])
+def test_windows_that_cannot_be_are_refused_before_the_training(kind, flags, world, in_tmp):
+    with pytest.raises(ValueError, match=r"windows of \d+ pixels every \d+ pixels: the stride must be in"):
+        SCRIPTS[kind].main([*world.flags(kind), *flags])
+    assert not Path("logs").exists()
+
+
 # Weights that do not fit
 
 
