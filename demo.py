@@ -31,7 +31,7 @@ FINE_TUNING = [*CROPS, "--lr", "4e-4", "--backbone_lr_factor", "1", "--beta", "0
 PICTURES = ["--epochs", "6", "--negative_resize", "96", "--negative_scale", "0.7", "2", "--negative_size", "64"]
 FLOW_TRAINING = ["--epochs", "5", "--crop_size", "32", "--batch_size", "8", "--scale", "0.75", "1.5",
                  "--warmup_steps", "20"]  # fmt: skip
-FLOW = ["--epochs", "4", "--patch_sides", "16", "32", "8", "--flow_lr_pretrained", "1e-4", "--validation_patches", "16"]
+FLOW = ["--epochs", "2", "--patch_sides", "16", "32", "8", "--flow_lr_pretrained", "1e-4", "--validation_patches", "16"]
 
 
 def main(argv=None):
