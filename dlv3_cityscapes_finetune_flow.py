@@ -31,7 +31,7 @@ from engine import (
     sha256,
     start_run,
 )
-from losses import bits_per_dimension, dense_hybrid_loss, hybrid_score, jensen_shannon_to_uniform
+from losses import dense_hybrid_loss, hybrid_score, synthetic_negatives_loss
 from models import deeplabv3plus, denseflow_25_6, frozen, load_weights
 
 NVIDIA_WEIGHTS = "cityscapes_cv0_wideresnet38_nosdcaug.pth"
@@ -100,12 +100,14 @@ def main(argv=None):
         with frozen(model):
             class_logits, _ = model(pasted)
         covered = cut_out(images, corners, patches.shape[2:])
-        bits = bits_per_dimension(flow.log_prob(covered), covered[0].numel())
-        divergence = jensen_shannon_to_uniform(class_logits, pasted_labels == OUTLIER, patches[:, 0].numel())
-        return {
-            "jensen_shannon": recipe.divergence_weight * divergence,
-            "bits_per_dimension": recipe.bits_weight * bits,
-        }
+        return synthetic_negatives_loss(
+            class_logits,
+            pasted_labels == OUTLIER,
+            flow.log_prob(covered),
+            patches,
+            divergence_weight=recipe.divergence_weight,
+            bits_weight=recipe.bits_weight,
+        )
 
     def validate(model):
         figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)

@@ -1,7 +1,7 @@
 """Losses and anomaly scores: raw logits in, named loss terms or score maps in nats out."""
 
 from losses.dense_hybrid import closed_set_loss, dense_hybrid_loss, pixel_counts
-from losses.flow import bits_per_dimension, jensen_shannon_to_uniform
+from losses.flow import bits_per_dimension, jensen_shannon_to_uniform, synthetic_negatives_loss
 from losses.score import (
     CLASS_SCORES,
     DATASET_SCORES,
@@ -29,4 +29,5 @@ __all__ = [
     "max_logit_score",
     "max_softmax_score",
     "pixel_counts",
+    "synthetic_negatives_loss",
 ]

@@ -29,3 +29,24 @@ def jensen_shannon_to_uniform(class_logits: Tensor, outlier_mask: Tensor, count:
     divergence = (to_posterior + to_uniform) / 2
     count = outlier_mask.sum() if count is None else torch.as_tensor(count)
     return divergence.where(outlier_mask, 0).sum() / count.clamp(min=1)
+
+
+def synthetic_negatives_loss(
+    class_logits: Tensor,
+    outlier_mask: Tensor,
+    log_prob: Tensor,
+    patches: Tensor,
+    divergence_weight: float,
+    bits_weight: float,
+) -> dict[str, Tensor]:
+    """The flow's loss in the joint training, as terms weighted and ready to sum.
+
+    jensen_shannon      divergence_weight times the divergence over the pasted patches / their number of pixels
+    bits_per_dimension  bits_weight times that of what the patches cover
+
+    class_logits  (B, K, H, W) raw, of images with patches pasted in; outlier_mask (B, H, W) bool, where they show
+    log_prob      (n,) nats, of the n parts of the images that the patches (n, 3, h, w) cover
+    """
+    divergence = jensen_shannon_to_uniform(class_logits, outlier_mask, count=patches[:, 0].numel())
+    bits = bits_per_dimension(log_prob, patches[0].numel())
+    return {"jensen_shannon": divergence_weight * divergence, "bits_per_dimension": bits_weight * bits}
