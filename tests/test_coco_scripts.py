@@ -335,7 +335,7 @@ def test_fine_tuning_goes_on_from_hybrid_weights_and_takes_a_linear_head(runs, e
             experiment(kind, "--dataset_head", "linear", model=runs["hybrid"] / "best.pth")
 
 
-BREAKS = {"closed": "closed_set_loss", "hybrid": "dense_hybrid_loss", "flow": "bits_per_dimension"}
+BREAKS = {"closed": "closed_set_loss", "hybrid": "dense_hybrid_loss", "flow": "synthetic_negatives_loss"}
 
 
 @pytest.mark.parametrize("kind", BREAKS)
@@ -555,7 +555,7 @@ class Seen:
         self.images = self.labels = self.options = None
         tried.model.train().register_forward_pre_hook(self.see_images)
         if tried.state.get("flow"):
-            monkeypatch.setattr(script, "jensen_shannon_to_uniform", self.divergence)
+            monkeypatch.setattr(script, "synthetic_negatives_loss", self.flow_loss)
         monkeypatch.setattr(script, "dense_hybrid_loss", self.loss)
 
     def see_images(self, module, inputs):
@@ -566,9 +566,9 @@ class Seen:
         assert class_logits.shape == (len(labels), K, *labels.shape[1:]) and dataset_logits.shape[1] == 2
         return {"class": class_logits.sum()}
 
-    def divergence(self, class_logits, outlier, *count):
+    def flow_loss(self, class_logits, outlier, log_prob, patches, **weights):
         self.outlier = outlier
-        return class_logits.sum()
+        return {"jensen_shannon": class_logits.sum(), "bits_per_dimension": log_prob.sum()}
 
 
 def test_three_real_negatives_are_pasted_into_each_image_and_never_into_padding(experiment, monkeypatch):

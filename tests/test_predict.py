@@ -568,11 +568,11 @@ def test_the_threshold_of_pooled_pixels_is_taken_from_evaluate_ood(street_hazard
 def test_the_lower_of_two_towns_thresholds_is_taken_from_evaluate_osr_sh(street_hazards, random_weights, in_tmp):
     results = evaluate_osr_sh.main(["--dataroot", str(street_hazards), "--model", str(random_weights["hybrid"]),
                                     "--device", "cpu", "--workers", "0", "--folder", "osr"])  # fmt: skip
-    threshold, heat = predict.read_calibration(Path("osr/results.json"), "hybrid", "w.pth")
+    threshold, heat = predict.read_calibration(Path("osr/results.json"), "hybrid", random_weights["hybrid"])
     assert threshold == min(results["t5"]["threshold"], results["t6"]["threshold"])
     assert heat == results["heat_range"]["hybrid"] and heat[0] < heat[1]
     with pytest.raises(ValueError, match="threshold for the score hybrid, and the score here is entropy"):
-        predict.read_calibration(Path("osr/results.json"), "entropy", "w.pth")
+        predict.read_calibration(Path("osr/results.json"), "entropy", random_weights["hybrid"])
 
 
 def test_the_threshold_is_taken_from_evaluate_osr_coco(segmenter_weights):
