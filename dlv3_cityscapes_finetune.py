@@ -18,16 +18,18 @@ from data import (
 )
 from engine import (
     RealNegativesRecipe,
+    Step,
     add_fixed_flags,
     add_negative_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
     fit,
+    require_two_at_once,
     run_script,
     start_run,
 )
-from losses import dense_hybrid_loss, hybrid_score
+from losses import dense_hybrid_loss, hybrid_score, pixel_counts
 from models import deeplabv3plus, load_weights
 
 NVIDIA_WEIGHTS = "cityscapes_cv0_wideresnet38_nosdcaug.pth"
@@ -57,33 +59,34 @@ def main(argv=None):
     pasted_val_set = WithFixedNegatives(val_set, negatives)
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).
-    if recipe.batch_size == 1 or (len(train_set) % recipe.batch_size == 1 and not recipe.drop_last):
-        raise ValueError(
-            f"{len(train_set)} images in batches of {recipe.batch_size} leave a batch of one, and DeepLabV3+ trains on "
-            "two at least: set --drop_last true or another --batch_size"
-        )
-    model = deeplabv3plus(Cityscapes.num_classes)
+    require_two_at_once(len(train_set), recipe)
+    model = deeplabv3plus(Cityscapes.num_classes, checkpointing=recipe.checkpointing)
     if args.init != "none":
         load_weights(model, args.init, new=("logits_ood.",), source=NVIDIA_SOURCE)
     model.to(run.device)
-    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps)
+    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps, fused=True)
 
-    def step(model, images, labels, patches, masks, corners):
-        images, labels = paste(images, labels, patches, masks, corners)
+    def loss(model, images, labels, counts):
         return dense_hybrid_loss(
             *model(images),
             labels,
             beta=recipe.beta,
+            counts=counts,
             ignored_are_inliers=recipe.ignored_are_inliers,
             likelihood_margin=recipe.likelihood_margin,
         )
+
+    def count_pixels(images, labels):
+        return pixel_counts(labels, recipe.ignored_are_inliers)
 
     def validate(model):
         figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)
         return figures | closed_set_figures(model, val_set, Cityscapes.num_classes, run.device, run.workers)
 
     state = {"model": model, "optimizer": optimizer}
-    return fit(step, state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP")
+    return fit(
+        Step(loss, paste, count_pixels), state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP"
+    )
 
 
 if __name__ == "__main__":

@@ -12,14 +12,16 @@ import torch
 from data import StreetHazards, train_transform
 from engine import (
     Recipe,
+    Step,
     add_fixed_flags,
     argument_parser,
     closed_set_figures,
     fit,
+    require_two_at_once,
     run_script,
     start_run,
 )
-from losses import closed_set_loss
+from losses import closed_set_loss, pixel_counts
 from models import backbone_slower, ladder_densenet121, load_imagenet_densenet121
 
 
@@ -46,19 +48,26 @@ def main(argv=None):
     )
     val_set = StreetHazards(args.dataroot, "validation")
 
-    model = ladder_densenet121(StreetHazards.num_classes, hybrid=False)
+    require_two_at_once(len(train_set), recipe)
+    model = ladder_densenet121(StreetHazards.num_classes, hybrid=False, checkpointing=recipe.checkpointing)
     if args.init != "none":
         load_imagenet_densenet121(model, None if args.init == "imagenet" else args.init)
     model.to(run.device)
-    optimizer = torch.optim.Adam(backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps)
+    optimizer = torch.optim.Adam(
+        backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps, fused=True
+    )
 
-    def step(model, images, labels):
-        return closed_set_loss(model(images), labels)
+    def loss(model, images, labels, counts):
+        return closed_set_loss(model(images), labels, counts)
+
+    def count_pixels(images, labels):
+        return pixel_counts(labels)
 
     def validate(model):
         return closed_set_figures(model, val_set, StreetHazards.num_classes, run.device, run.workers)
 
-    return fit(step, {"model": model, "optimizer": optimizer}, train_set, recipe, run, validate, best="mIoU")
+    state = {"model": model, "optimizer": optimizer}
+    return fit(Step(loss, counts=count_pixels), state, train_set, recipe, run, validate, best="mIoU")
 
 
 if __name__ == "__main__":

@@ -21,16 +21,18 @@ from data import (
 )
 from engine import (
     RealNegativesRecipe,
+    Step,
     add_fixed_flags,
     add_negative_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
     fit,
+    require_two_at_once,
     run_script,
     start_run,
 )
-from losses import dense_hybrid_loss, hybrid_score
+from losses import dense_hybrid_loss, hybrid_score, pixel_counts
 from models import backbone_slower, ladder_densenet121, load_weights
 
 
@@ -58,26 +60,34 @@ def main(argv=None):
     pasted_val_set = WithFixedNegatives(val_set, negatives)
 
     # A closed-set model with a new head for P(d_out | x).
-    model = load_weights(ladder_densenet121(StreetHazards.num_classes), args.model, new=("logits_ood.",))
-    model.to(run.device)
-    optimizer = torch.optim.Adam(backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps)
+    require_two_at_once(len(train_set), recipe)
+    model = ladder_densenet121(StreetHazards.num_classes, checkpointing=recipe.checkpointing)
+    load_weights(model, args.model, new=("logits_ood.",)).to(run.device)
+    optimizer = torch.optim.Adam(
+        backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps, fused=True
+    )
 
-    def step(model, images, labels, patches, masks, corners):
-        images, labels = paste(images, labels, patches, masks, corners)
+    def loss(model, images, labels, counts):
         return dense_hybrid_loss(
             *model(images),
             labels,
             beta=recipe.beta,
+            counts=counts,
             ignored_are_inliers=recipe.ignored_are_inliers,
             likelihood_margin=recipe.likelihood_margin,
         )
+
+    def count_pixels(images, labels):
+        return pixel_counts(labels, recipe.ignored_are_inliers)
 
     def validate(model):
         figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)
         return figures | closed_set_figures(model, val_set, StreetHazards.num_classes, run.device, run.workers)
 
     state = {"model": model, "optimizer": optimizer}
-    return fit(step, state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP")
+    return fit(
+        Step(loss, paste, count_pixels), state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP"
+    )
 
 
 if __name__ == "__main__":

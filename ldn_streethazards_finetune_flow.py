@@ -23,19 +23,20 @@ from data import (
     whole_patches,
 )
 from engine import (
+    FLOW_SOURCE,
     FlowRecipe,
+    Step,
     add_fixed_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
     fit,
+    require_two_at_once,
     run_script,
-    same_noise,
-    save_samples,
-    sha256,
     start_run,
+    trained_along,
 )
-from losses import dense_hybrid_loss, hybrid_score, synthetic_negatives_loss
+from losses import dense_hybrid_loss, hybrid_score, pixel_counts, synthetic_negatives_loss
 from models import backbone_slower, denseflow_25_6, frozen, ladder_densenet121, load_weights
 
 
@@ -58,38 +59,41 @@ def main(argv=None):
     val_set = StreetHazards(args.dataroot, "validation")
 
     # A closed-set model with a new head for P(d_out | x).
-    model = load_weights(ladder_densenet121(StreetHazards.num_classes), args.model, new=("logits_ood.",))
-    model.to(run.device)
-    optimizer = torch.optim.Adam(backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps)
+    require_two_at_once(len(train_set), recipe)
+    model = ladder_densenet121(StreetHazards.num_classes, checkpointing=recipe.checkpointing)
+    load_weights(model, args.model, new=("logits_ood.",)).to(run.device)
+    optimizer = torch.optim.Adam(
+        backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps, fused=True
+    )
 
     # The flow that draws the negatives; those of the validation are its first ones.
-    flow, flow_lr = denseflow_25_6(recipe.flow_checkpointing), recipe.flow_lr_scratch
+    flow = denseflow_25_6(recipe.flow_checkpointing)
     if args.flow_state != "none":
-        load_weights(
-            flow, args.flow_state, source="--flow_state takes a file of train_denseflow.py, a released one, or none"
-        )
-        run.record["flow_state"] = sha256(args.flow_state)  # the validation's negatives depend on it: --resume compares
-        flow_lr = recipe.flow_lr_pretrained
-    flow.to(run.device)
-    flow_optimizer = torch.optim.Adamax(flow.parameters(), flow_lr, eps=recipe.flow_eps)
-    flow_schedule = torch.optim.lr_scheduler.ExponentialLR(flow_optimizer, recipe.flow_lr_decay)
+        load_weights(flow, args.flow_state, source=FLOW_SOURCE)
+    flow_state, draw = trained_along(flow.to(run.device), args.flow_state, recipe, run)
     with torch.no_grad():
         drawn = [flow.sample(1, *draw_patch_size(recipe.patch_sides))[0] for _ in range(recipe.validation_patches)]
     pasted_val_set = WithFixedNegatives(val_set, whole_patches(drawn))
 
-    def step(model, images, labels):
-        with torch.no_grad():
-            patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides)) / 255
-        images, labels, _ = paste_at_random(images, labels, patches)
+    @torch.no_grad()
+    def paste_drawn(images, labels):
+        patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides)) / 255
+        return paste_at_random(images, labels, patches)[:2]
+
+    def loss(model, images, labels, counts):
         return dense_hybrid_loss(
             *model(images),
             labels,
             beta=recipe.beta,
+            counts=counts,
             ignored_are_inliers=recipe.ignored_are_inliers,
             likelihood_margin=recipe.likelihood_margin,
         )
 
-    def flow_step(model, images, labels):
+    def count_pixels(images, labels):
+        return pixel_counts(labels, recipe.ignored_are_inliers)
+
+    def flow_loss(model, images, labels):
         patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides)) / 255
         pasted, pasted_labels, corners = paste_at_random(images, labels, patches)
         with frozen(model):
@@ -108,19 +112,8 @@ def main(argv=None):
         figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)
         return figures | closed_set_figures(model, val_set, StreetHazards.num_classes, run.device, run.workers)
 
-    @torch.no_grad()
-    def draw(model, path):
-        with same_noise(run.device):
-            save_samples(path, flow.sample(8, recipe.patch_sides[1], recipe.patch_sides[1]), columns=4)
-
-    state = {
-        "model": model,
-        "optimizer": optimizer,
-        "flow": flow,
-        "flow_optimizer": flow_optimizer,
-        "flow_schedule": flow_schedule,
-    }
-    steps = {"optimizer": step, "flow_optimizer": flow_step}
+    state = {"model": model, "optimizer": optimizer} | flow_state
+    steps = {"optimizer": Step(loss, paste_drawn, count_pixels), "flow_optimizer": Step(flow_loss)}
     return fit(steps, state, train_set, recipe, run, validate, best="AP", draw=draw)
 
 

@@ -13,14 +13,16 @@ from data import COCO20, train_transform
 from engine import (
     Recipe,
     SlidingWindows,
+    Step,
     add_fixed_flags,
     argument_parser,
     closed_set_figures,
     fit,
+    main_process_first,
     run_script,
     start_run,
 )
-from losses import closed_set_loss
+from losses import closed_set_loss, pixel_counts
 from models import load_imagenet_vit, segmenter
 
 IMAGENET_WEIGHTS = "vit_base_p16_384.pth"
@@ -42,25 +44,30 @@ def main(argv=None):
     add_fixed_flags(parser, COCO20.num_classes, "coco20")
     args, recipe, run = start_run(parser, SegmenterRecipe, __file__, argv)
 
-    model = segmenter(COCO20.num_classes, hybrid=False, heads=recipe.heads)
+    model = segmenter(COCO20.num_classes, hybrid=False, heads=recipe.heads, checkpointing=recipe.checkpointing)
     if args.init != "none":
         load_imagenet_vit(model, args.init)
     model.to(run.device)
-    optimizer = torch.optim.SGD(model.parameters(), recipe.lr)
+    optimizer = torch.optim.SGD(model.parameters(), recipe.lr, fused=True)
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
     lists = {"workers": run.workers, "list_folder": run.folder.parent}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour)
-    train_set = COCO20(args.dataroot, "training", transform, **lists)
-    val_set = COCO20(args.dataroot, "validation", **lists)
+    with main_process_first():  # it scans the label maps and keeps lists of them
+        train_set = COCO20(args.dataroot, "training", transform, **lists)
+        val_set = COCO20(args.dataroot, "validation", **lists)
 
-    def step(model, images, labels):
-        return closed_set_loss(model(images), labels)
+    def loss(model, images, labels, counts):
+        return closed_set_loss(model(images), labels, counts)
+
+    def count_pixels(images, labels):
+        return pixel_counts(labels)
 
     def validate(model):
         return closed_set_figures(windows, val_set, COCO20.num_classes, run.device, run.workers)
 
-    return fit(step, {"model": model, "optimizer": optimizer}, train_set, recipe, run, validate, best="mIoU")
+    state = {"model": model, "optimizer": optimizer}
+    return fit(Step(loss, counts=count_pixels), state, train_set, recipe, run, validate, best="mIoU")
 
 
 if __name__ == "__main__":

@@ -22,16 +22,18 @@ from data import (
 from engine import (
     RealNegativesRecipe,
     SlidingWindows,
+    Step,
     add_fixed_flags,
     add_negative_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
     fit,
+    main_process_first,
     run_script,
     start_run,
 )
-from losses import dense_hybrid_loss, hybrid_score
+from losses import dense_hybrid_loss, hybrid_score, pixel_counts
 from models import SEGMENTER_DATASET_HEADS, load_weights, segmenter
 
 ADE20K_FOLDER = "datasets/ADEChallengeData2016"
@@ -62,32 +64,37 @@ def main(argv=None):
     args, recipe, run = start_run(parser, SegmenterNegativesRecipe, __file__, argv)
 
     # A closed-set model with a new head for P(d_out | x).
-    model = segmenter(COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head)
+    model = segmenter(
+        COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head, checkpointing=recipe.checkpointing
+    )
     load_weights(model, args.model, new=(SEGMENTER_DATASET_HEADS[recipe.dataset_head],)).to(run.device)
-    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps)
+    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps, fused=True)
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
     # Photographs of known things, and a source of patches of unknown ones.
     lists = {"workers": run.workers, "list_folder": run.folder.parent}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
-    train_set = COCO20(args.dataroot, "training", transform, **lists)
+    with main_process_first():  # it scans the label maps and keeps lists of them
+        train_set = COCO20(args.dataroot, "training", transform, **lists)
+        val_set = COCO20(args.dataroot, "validation", **lists)
+        known_val_set = COCO20(args.dataroot, "validation_known", **lists)
     photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out)
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
     negatives = MaskedPatches(photographs, *sizes, recipe.rare_below, args.neg_leave_out)
-    val_set = COCO20(args.dataroot, "validation", **lists)
-    pasted_val_set = WithFixedNegatives(
-        COCO20(args.dataroot, "validation_known", **lists), negatives, recipe.negatives_per_image
-    )
+    pasted_val_set = WithFixedNegatives(known_val_set, negatives, recipe.negatives_per_image)
 
-    def step(model, images, labels, patches, masks, corners):
-        images, labels = paste(images, labels, patches, masks, corners)
+    def loss(model, images, labels, counts):
         return dense_hybrid_loss(
             *model(images),
             labels,
             beta=recipe.beta,
+            counts=counts,
             ignored_are_inliers=recipe.ignored_are_inliers,
             likelihood_margin=recipe.likelihood_margin,
         )
+
+    def count_pixels(images, labels):
+        return pixel_counts(labels, recipe.ignored_are_inliers)
 
     def validate(model):
         figures = anomaly_figures(windows, pasted_val_set, hybrid_score, run.device, run.workers)
@@ -95,7 +102,7 @@ def main(argv=None):
 
     state = {"model": model, "optimizer": optimizer}
     pasted_train_set = WithNegatives(train_set, negatives, recipe.negatives_per_image)
-    return fit(step, state, pasted_train_set, recipe, run, validate, best="AP")
+    return fit(Step(loss, paste, count_pixels), state, pasted_train_set, recipe, run, validate, best="AP")
 
 
 if __name__ == "__main__":

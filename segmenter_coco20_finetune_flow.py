@@ -22,20 +22,21 @@ from data import (
     whole_patches,
 )
 from engine import (
+    FLOW_SOURCE,
     FlowRecipe,
     SlidingWindows,
+    Step,
     add_fixed_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
     fit,
+    main_process_first,
     run_script,
-    same_noise,
-    save_samples,
-    sha256,
     start_run,
+    trained_along,
 )
-from losses import dense_hybrid_loss, hybrid_score, synthetic_negatives_loss
+from losses import dense_hybrid_loss, hybrid_score, pixel_counts, synthetic_negatives_loss
 from models import SEGMENTER_DATASET_HEADS, denseflow_25_6, frozen, load_weights, segmenter
 
 
@@ -57,47 +58,49 @@ def main(argv=None):
     args, recipe, run = start_run(parser, SegmenterFlowRecipe, __file__, argv)
 
     # A closed-set model with a new head for P(d_out | x).
-    model = segmenter(COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head)
+    model = segmenter(
+        COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head, checkpointing=recipe.checkpointing
+    )
     load_weights(model, args.model, new=(SEGMENTER_DATASET_HEADS[recipe.dataset_head],)).to(run.device)
-    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps)
+    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps, fused=True)
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
     # The flow that draws the negatives; those of the validation are its first ones.
-    flow, flow_lr = denseflow_25_6(recipe.flow_checkpointing), recipe.flow_lr_scratch
+    flow = denseflow_25_6(recipe.flow_checkpointing)
     if args.flow_state != "none":
-        load_weights(
-            flow, args.flow_state, source="--flow_state takes a file of train_denseflow.py, a released one, or none"
-        )
-        run.record["flow_state"] = sha256(args.flow_state)  # the validation's negatives depend on it: --resume compares
-        flow_lr = recipe.flow_lr_pretrained
-    flow.to(run.device)
-    flow_optimizer = torch.optim.Adamax(flow.parameters(), flow_lr, eps=recipe.flow_eps)
-    flow_schedule = torch.optim.lr_scheduler.ExponentialLR(flow_optimizer, recipe.flow_lr_decay)
+        load_weights(flow, args.flow_state, source=FLOW_SOURCE)
+    flow_state, draw = trained_along(flow.to(run.device), args.flow_state, recipe, run)
     with torch.no_grad():
         drawn = [flow.sample(1, *draw_patch_size(recipe.patch_sides))[0] for _ in range(recipe.validation_patches)]
 
     # Photographs of known things.
     lists = {"workers": run.workers, "list_folder": run.folder.parent}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
-    train_set = COCO20(args.dataroot, "training", transform, **lists)
-    val_set = COCO20(args.dataroot, "validation", **lists)
-    known_val_set = COCO20(args.dataroot, "validation_known", **lists)
+    with main_process_first():  # it scans the label maps and keeps lists of them
+        train_set = COCO20(args.dataroot, "training", transform, **lists)
+        val_set = COCO20(args.dataroot, "validation", **lists)
+        known_val_set = COCO20(args.dataroot, "validation_known", **lists)
     pasted_val_set = WithFixedNegatives(known_val_set, whole_patches(drawn), recipe.patches_per_image)
 
-    def step(model, images, labels, content):
-        with torch.no_grad():
-            count = recipe.patches_per_image * len(images)
-            patches = flow.sample(count, *draw_patch_size(recipe.patch_sides)) / 255
-        images, labels, _ = paste_at_random(images, labels, patches, content)
+    @torch.no_grad()
+    def paste_drawn(images, labels, content):
+        patches = flow.sample(recipe.patches_per_image * len(images), *draw_patch_size(recipe.patch_sides)) / 255
+        return paste_at_random(images, labels, patches, content)[:2]
+
+    def loss(model, images, labels, counts):
         return dense_hybrid_loss(
             *model(images),
             labels,
             beta=recipe.beta,
+            counts=counts,
             ignored_are_inliers=recipe.ignored_are_inliers,
             likelihood_margin=recipe.likelihood_margin,
         )
 
-    def flow_step(model, images, labels, content):
+    def count_pixels(images, labels):
+        return pixel_counts(labels, recipe.ignored_are_inliers)
+
+    def flow_loss(model, images, labels, content):
         patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides)) / 255
         pasted, pasted_labels, corners = paste_at_random(images, labels, patches, content)
         with frozen(model):
@@ -116,19 +119,8 @@ def main(argv=None):
         figures = anomaly_figures(windows, pasted_val_set, hybrid_score, run.device, run.workers)
         return figures | closed_set_figures(windows, val_set, COCO20.num_classes, run.device, run.workers)
 
-    @torch.no_grad()
-    def draw(model, path):
-        with same_noise(run.device):
-            save_samples(path, flow.sample(8, recipe.patch_sides[1], recipe.patch_sides[1]), columns=4)
-
-    state = {
-        "model": model,
-        "optimizer": optimizer,
-        "flow": flow,
-        "flow_optimizer": flow_optimizer,
-        "flow_schedule": flow_schedule,
-    }
-    steps = {"optimizer": step, "flow_optimizer": flow_step}
+    state = {"model": model, "optimizer": optimizer} | flow_state
+    steps = {"optimizer": Step(loss, paste_drawn, count_pixels), "flow_optimizer": Step(flow_loss)}
     return fit(steps, state, train_set, recipe, run, validate, best="AP", draw=draw)
 
 

@@ -21,6 +21,7 @@ from engine import (
     batches,
     evaluation_loader,
     fit,
+    main_process_first,
     run_script,
     same_noise,
     save_samples,
@@ -74,7 +75,8 @@ def main(argv=None):
 
     transform = filled_transform(recipe.crop_size, recipe.scale)
     if args.dataset:
-        images = DATASETS[args.dataset](args.dataroot, transform, run)
+        with main_process_first():  # it may scan the data set and keep a list of it
+            images = DATASETS[args.dataset](args.dataroot, transform, run)
     else:
         images = ImageFolder(args.images, transform)
     held_out = range(0, len(images), HELD_OUT)
@@ -105,7 +107,7 @@ def main(argv=None):
         )
         optimizer.register_step_post_hook(lambda *step: state["warmup"].step())
 
-    def step(flow, images, labels):
+    def loss(flow, images, labels):
         crops = (255 * images).round()
         return {"bits_per_dimension": bits_per_dimension(flow(crops), crops[0].numel())}
 
@@ -127,7 +129,7 @@ def main(argv=None):
     if not run.resume:
         print(f"before training: {validate(flow.eval())['bits_per_dimension']:.3f} bits per dimension")
     figures = {"best": "bits_per_dimension", "lower_is_better": ("bits_per_dimension",)}
-    return fit(step, state, train_set, recipe, run, validate, draw=draw, **figures)
+    return fit(loss, state, train_set, recipe, run, validate, draw=draw, **figures)
 
 
 if __name__ == "__main__":

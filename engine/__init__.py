@@ -3,7 +3,6 @@
 The engine knows no model, data set or loss: the scripts introduce them.
 """
 
-from engine.checkpoint import sha256
 from engine.evaluate import (
     anomaly_figures,
     closed_set_figures,
@@ -11,8 +10,10 @@ from engine.evaluate import (
     picture_of,
     write_results,
 )
+from engine.flow import FLOW_SOURCE, trained_along
 from engine.loader import batches, evaluation_loader, same_noise, to_device
 from engine.pictures import evenly_spread, save_pictures, save_samples
+from engine.processes import main_process_first
 from engine.recipe import FlowRecipe, HybridRecipe, RealNegativesRecipe, Recipe
 from engine.run import (
     Run,
@@ -24,16 +25,19 @@ from engine.run import (
     script_parser,
     start_run,
 )
+from engine.step import Step, require_two_at_once
 from engine.train import fit
 from engine.windows import SlidingWindows
 
 __all__ = [
+    "FLOW_SOURCE",
     "FlowRecipe",
     "HybridRecipe",
     "RealNegativesRecipe",
     "Recipe",
     "Run",
     "SlidingWindows",
+    "Step",
     "add_fixed_flags",
     "add_negative_flags",
     "anomaly_figures",
@@ -45,14 +49,16 @@ __all__ = [
     "evaluation_loader",
     "evenly_spread",
     "fit",
+    "main_process_first",
     "picture_of",
+    "require_two_at_once",
     "run_script",
     "same_noise",
     "save_pictures",
     "save_samples",
     "script_parser",
-    "sha256",
     "start_run",
     "to_device",
+    "trained_along",
     "write_results",
 ]

@@ -41,21 +41,22 @@ class SeededSamples(Dataset):
 class EpochSampler(Sampler):
     """The places (epoch, index) of one epoch in a shuffled order, each process its own share of it.
 
-    `epoch` is set before each epoch; the order is a function of (seed, epoch).
+    `epoch` is set before each epoch; the order is a function of (seed, epoch), and so are the first `count` places
+    of it, which are dealt out to the processes in turn.
     """
 
-    def __init__(self, length: int, seed: int, process: int = 0, processes: int = 1):
-        self.length, self.seed, self.process, self.processes = length, seed, process, processes
+    def __init__(self, length: int, seed: int, count: int, process: int = 0, processes: int = 1):
+        self.length, self.seed, self.share = length, seed, range(process, count, processes)
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.length // self.processes
+        return len(self.share)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, self.length))
         order = torch.randperm(self.length, generator=generator).tolist()
-        for index in order[self.process : len(self) * self.processes : self.processes]:
-            yield self.epoch, index
+        for place in self.share:
+            yield self.epoch, order[place]
 
 
 def sample_seed(*numbers: int) -> int:
@@ -72,13 +73,16 @@ def training_loader(
     process: int,
     processes: int,
 ) -> DataLoader:
-    """Shuffled batches; drop_last leaves an incomplete one out. Set `.sampler.epoch` before each epoch."""
+    """Each process's share of shuffled batches of batch_size; drop_last leaves an incomplete one out.
+
+    Set `.sampler.epoch` before each epoch. The processes together see the batches that one alone would see.
+    """
+    count = len(dataset) - len(dataset) % batch_size if drop_last else len(dataset)
     return DataLoader(
         SeededSamples(dataset, seed),
-        batch_size,
-        sampler=EpochSampler(len(dataset), seed, process, processes),
+        batch_size // processes,
+        sampler=EpochSampler(len(dataset), seed, count, process, processes),
         num_workers=workers,
-        drop_last=drop_last,
         collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
@@ -87,12 +91,14 @@ def training_loader(
     )
 
 
-def evaluation_loader(dataset: Dataset, workers: int, device: torch.device, batch_size: int = 1) -> DataLoader:
-    """The samples in their order; one at a time, for frames may differ in size."""
+def evaluation_loader(
+    dataset: Dataset, workers: int, device: torch.device, batch_size: int = 1, process: int = 0, processes: int = 1
+) -> DataLoader:
+    """A process's share of the samples in their order, each once; one at a time, for frames may differ in size."""
     return DataLoader(
         SeededSamples(dataset, seed=0),
         batch_size,
-        sampler=[(0, index) for index in range(len(dataset))],
+        sampler=[(0, index) for index in range(process, len(dataset), processes)],
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",

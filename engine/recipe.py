@@ -9,7 +9,7 @@ import yaml
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes.yaml"
 SCHEDULES = ("cosine", "constant", "poly")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +29,17 @@ class Recipe:
     scale: tuple[float, float]
     precision: str
     statistics_batches: int
+    accumulation: int
+    checkpointing: bool
+    sync_batchnorm: bool
 
     def __post_init__(self):
-        for key in ("lr", "epochs", "batch_size", "crop_size"):
+        for key in ("lr", "epochs", "batch_size", "crop_size", "accumulation"):
             require(getattr(self, key) > 0, f"{key} must be positive, not {getattr(self, key)}")
+        require(
+            self.batch_size % self.accumulation == 0,
+            f"accumulation {self.accumulation} must divide batch_size {self.batch_size}",
+        )
         require(0 <= self.lr_min <= self.lr, f"lr_min {self.lr_min} must lie between 0 and lr {self.lr}")
         require(self.statistics_batches >= 0, f"statistics_batches must not be negative: {self.statistics_batches}")
         require_range("scale", self.scale)

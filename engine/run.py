@@ -15,7 +15,18 @@ import torchvision
 import yaml
 
 from engine.loader import PROJECT, dead_worker_explained, raised_on_purpose
+from engine.processes import (
+    join_processes,
+    leave_processes,
+    lost_neighbour_explained,
+    rank,
+    told_by,
+    wait_for_all,
+    world_size,
+)
 from engine.recipe import read_recipe, type_name
+
+MEANS = ("accumulation", "checkpointing", "flow_checkpointing")  # recipe keys that a resumed run may have otherwise
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class Run:
     seed: int
     workers: int
     resume: bool
+    compile: bool
     record: dict  # what the folder's recipe.yaml says
 
 
@@ -36,6 +48,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--exp_name", required=True, help="the run's folder is logs/EXP_NAME")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, crops and negatives (default 0)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network; wants a C++ compiler")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe number, as its flag does"
     )
@@ -120,16 +133,21 @@ def start_run(
         "seed": args.seed,
         "recipe": sources,
     }
-    run = Run(Path("logs", args.exp_name), choose_device(args.device), args.seed, args.workers, args.resume, record)
-    check_folder(run)
+    device = choose_device(args.device, several_processes=True)
+    run = Run(Path("logs", args.exp_name), device, args.seed, args.workers, args.resume, args.compile, record)
+    if recipe.sync_batchnorm and device.type != "cuda":
+        raise ValueError(f"sync_batchnorm true needs GPUs, and this run is on {device}: set --sync_batchnorm false")
+    if not rank():
+        check_folder(run)
+    wait_for_all()
     torch.manual_seed(args.seed)
     print(yaml.safe_dump(record, sort_keys=False, default_flow_style=None, width=100))
     return args, recipe, run
 
 
 def flat_recipe(record: dict) -> dict:
-    """What a resumed run must agree on: {"script", "seed", "flow_state", and every recipe number}."""
-    numbers = {key: value for source in record["recipe"].values() for key, value in source.items()}
+    """What a resumed run must agree on: {"script", "seed", "flow_state", and every recipe number but MEANS}."""
+    numbers = {key: value for source in record["recipe"].values() for key, value in source.items() if key not in MEANS}
     return {"script": record["script"], "seed": record["seed"], "flow_state": record.get("flow_state"), **numbers}
 
 
@@ -160,15 +178,22 @@ def check_same_recipe(before: dict, now: dict, folder: Path) -> None:
         )
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The named device, else CUDA if there is one, else the CPU; ValueError for one that is not there."""
+def choose_device(name: str | None, several_processes: bool = False) -> torch.device:
+    """The named device, else CUDA if there is one, else the CPU.
+
+    several_processes  whether torchrun may start the script; its process then joins the others here
+    Raises ValueError for a device that is not there, and for several processes where there may be but one.
+    """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if world_size() > 1 and not several_processes:
+        raise ValueError(f"this script was started as {world_size()} processes and runs as one: start it with python")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {error}") from error
+    device = join_processes(device)
     # float32 means float32: TF32 keeps ten bits of a factor, and the recipes' bfloat16 is the faster way to have fewer.
     torch.backends.cudnn.allow_tf32 = False
     return device
@@ -192,12 +217,13 @@ def git_revision() -> str | None:
 def run_script(main: typing.Callable[[], typing.Any]) -> None:
     """Run a script's main; an error that this project raises on purpose is one line, any other a traceback."""
     try:
-        with dead_worker_explained():
+        with dead_worker_explained(), lost_neighbour_explained():
             main()
-    except (ValueError, OSError, FloatingPointError) as error:
+        leave_processes()
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if not raised_on_purpose(error):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(told_by(str(error)))
     except KeyboardInterrupt:
         print("\nstopped")
         sys.exit(130)

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -14,22 +13,22 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from engine import checkpoint
-from engine.loader import batches, to_device, training_loader
+from engine.loader import batches, sample_seed, to_device, training_loader
+from engine.processes import average_buffers, from_process_0, progress_bar, rank, same_buffers, world_size
 from engine.recipe import Recipe
 from engine.run import Run, check_same_recipe, flat_recipe
-
-Step = Callable[..., dict[str, Tensor]]
+from engine.step import Step, Update, smallest_part
 
 
 def fit(
-    steps: Step | dict[str, Step],
+    steps: Callable | Step | dict[str, Callable | Step],
     state: dict[str, Any],
     dataset: Dataset,
     recipe: Recipe,
@@ -41,8 +40,9 @@ def fit(
 ) -> dict[str, float]:
     """Train state["model"] for recipe.epochs and return the last validation figures.
 
-    steps     (model, *tensors of a batch) -> loss terms by name, ready to sum; images float32 in 0..1. Where a batch
-              is used more than once: {name of an optimizer in the state: its step}, taken in this order
+    steps     a Step, or just its loss: (model, *tensors of a batch) -> loss terms by name, ready to sum; images float32
+              in 0..1. Where a batch is used more than once: {name of an optimizer in the state: its step}, taken in
+              this order
     state     the model, the optimizer and whatever else has a state_dict to go into the checkpoints. "optimizer"
               follows the recipe's schedule; other schedules in the state are stepped once an epoch
     dataset   samples (image, labels, ..., name), see engine.loader
@@ -54,24 +54,36 @@ def fit(
     events, pictures/epoch_NNN.png, last.pt after each epoch, best.pth and final.pth (plain state_dicts),
     final_NAME.pth of other networks in the state. A run stopped at any moment goes on with --resume from its last.pt
     and ends with the same weights on a CPU.
-    Raises ValueError for fewer samples than a batch, FloatingPointError for a loss that is not finite.
+
+    Of several processes (torchrun) each takes its share of every batch and of the validation; process 0 writes. What
+    the steps draw is a function of the seed, the epoch and the process. A run may go on with another number of them.
+
+    Raises ValueError for fewer samples than a batch, FloatingPointError for a loss that is not finite, MemoryError
+    where a GPU's memory does not suffice.
     """
-    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if processes > 1:
-        raise ValueError(f"this run was started as {processes} processes; start it as one")
     if len(dataset) < recipe.batch_size:
         raise ValueError(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
+    smallest_part(len(dataset), recipe)
     steps = steps if isinstance(steps, dict) else {"optimizer": steps}
     model = state["model"].to(memory_format=torch.channels_last)
+    if recipe.sync_batchnorm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is a BatchNorm itself
     state = state | {"schedule": make_schedule(state["optimizer"], recipe)}
     schedules = [part for name, part in state.items() if name.endswith("schedule")]
+    networks = [part for part in state.values() if isinstance(part, nn.Module)]
     loader = training_loader(
-        dataset, run.seed, recipe.batch_size, recipe.drop_last, run.workers, run.device, process, processes
+        dataset, run.seed, recipe.batch_size, recipe.drop_last, run.workers, run.device, rank(), world_size()
     )
     progress = {"epoch": 0, "step": 0, "best": -math.inf, "figures": {}}
+    given = torch.compile(model) if run.compile else model
+    updates = {
+        name: Update(step if isinstance(step, Step) else Step(step), given, networks, state[name], recipe, run.device)
+        for name, step in steps.items()
+    }
+    state |= {f"{name}_scaler": update.scaler for name, update in updates.items() if update.scaler.is_enabled()}
     if run.resume and (run.folder / "last.pt").exists():
         progress = restore(state, run, len(dataset))
-    else:
+    elif not rank():
         run.folder.mkdir(parents=True, exist_ok=run.resume)
         checkpoint.write_whole(yaml.safe_dump(run.record, sort_keys=False).encode(), run.folder / "recipe.yaml")
     log = RunLog(run, progress["step"])
@@ -80,15 +92,18 @@ def fit(
         for epoch in range(progress["epoch"], recipe.epochs):
             started = time.monotonic()
             loader.sampler.epoch = epoch
-            progress["step"] = train_epoch(steps, state, loader, recipe, run, log, progress["step"])
+            torch.manual_seed(sample_seed(run.seed, epoch, rank(), world_size()))
+            progress["step"] = train_epoch(updates, state, loader, recipe, run, log, progress["step"])
             for schedule in schedules:
                 schedule.step()
+            for network in networks:
+                same_buffers(network)
             if recipe.statistics_batches:
                 estimate_statistics(model, loader, recipe.statistics_batches, run.device)
             model.eval()
             try:
-                figures = validate(model)
-                if draw:
+                figures = from_process_0(validate(model))
+                if draw and not rank():
                     draw(model, run.folder / "pictures" / f"epoch_{epoch + 1:03d}.png")
             except FloatingPointError as error:
                 raise FloatingPointError(f"{error}; terms of the last step: {log.terms}") from error
@@ -98,13 +113,19 @@ def fit(
             merit = -figures[best] if best in lower_is_better else figures[best]
             if merit > progress["best"]:
                 progress["best"] = merit
-                checkpoint.save(model.state_dict(), run.folder / "best.pth")
-            save(state, progress, run, len(dataset))
+                save(model.state_dict(), run.folder / "best.pth")
+            save(everything(state, progress, run, len(dataset)), run.folder / "last.pt")
         model.eval()
-        checkpoint.save(model.state_dict(), run.folder / "final.pth")
         for name, part in state.items():
-            if isinstance(part, nn.Module) and part is not model:
-                checkpoint.save(part.state_dict(), run.folder / f"final_{name}.pth")
+            if isinstance(part, nn.Module):
+                save(part.state_dict(), run.folder / ("final.pth" if part is model else f"final_{name}.pth"))
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"{run.device} has not enough memory for {smallest_part(len(dataset), recipe)} crops of {recipe.crop_size} "
+            f"pixels at once ({str(error).splitlines()[0]}): the same training takes less with --accumulation "
+            f"{2 * recipe.accumulation}, --checkpointing true or more GPUs (torchrun --nproc_per_node N); another one "
+            "with --precision bfloat16, a smaller --batch_size or --crop_size"
+        ) from error
     except KeyboardInterrupt:
         done = f"after {progress['epoch']} of {recipe.epochs} epochs"
         again = run.record["command"] + ("" if run.resume else " --resume")
@@ -121,7 +142,7 @@ def fit(
 
 
 def train_epoch(
-    steps: dict[str, Step],
+    updates: dict[str, Update],
     state: dict[str, Any],
     loader: DataLoader,
     recipe: Recipe,
@@ -130,22 +151,18 @@ def train_epoch(
     steps_done: int,
 ) -> int:
     """One pass over the loader; returns the number of steps done since the start of the run."""
-    model = state["model"].train()
-    title = f"epoch {loader.sampler.epoch + 1}/{recipe.epochs}"
-    with tqdm(total=len(loader), desc=title, leave=False, dynamic_ncols=True, disable=None) as bar:
+    state["model"].train()
+    with progress_bar(len(loader), f"epoch {loader.sampler.epoch + 1}/{recipe.epochs}") as bar:
         for tensors, names in batches(loader):
             tensors = to_device(tensors, run.device)
             values, steps_done = {}, steps_done + 1
-            rates = {f"{name}/lr".removeprefix("optimizer/"): learning_rate(state[name]) for name in steps}
-            for name, step in steps.items():
+            rates = {f"{name}/lr".removeprefix("optimizer/"): learning_rate(state[name]) for name in updates}
+            for update in updates.values():
                 try:
-                    with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                        terms = step(model, *tensors)
+                    values |= update.gradients(tensors)
                 except FloatingPointError as error:
                     told = f"{error}; terms of step {steps_done} so far: {values}, of the step before: {log.terms}"
                     raise FloatingPointError(told) from error
-                numbers = torch.stack([term.detach() for term in terms.values()]).tolist()
-                values |= dict(zip(terms, numbers, strict=True))
                 if not all(math.isfinite(value) for value in values.values()):
                     log.step(loader.sampler.epoch, steps_done, rates, values)
                     raise FloatingPointError(
@@ -153,9 +170,7 @@ def train_epoch(
                         f"{', '.join(names)}. Lower the learning rate or the weight of the term that ran away; for the "
                         "likelihood term there is likelihood_margin"
                     )
-                state[name].zero_grad(set_to_none=True)
-                sum(terms.values()).backward()
-                state[name].step()
+                update.apply()
             log.step(loader.sampler.epoch, steps_done, rates, values)
             bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
             bar.update()
@@ -185,7 +200,10 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> lr_schedu
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, loader: DataLoader, count: int, device: torch.device) -> None:
-    """Replace BatchNorm's running statistics by the mean over the images of the epoch's first `count` batches."""
+    """Replace BatchNorm's running statistics by the mean over the images of the epoch's first `count` batches.
+
+    Of several processes, by the mean over theirs.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -196,17 +214,23 @@ def estimate_statistics(model: nn.Module, loader: DataLoader, count: int, device
         model(to_device(tensors[:1], device)[0])
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    average_buffers(norms, ("running_mean", "running_var"))
 
 
-def save(state: dict[str, Any], progress: dict[str, Any], run: Run, samples: int) -> None:
-    """Everything the run needs to go on, to last.pt."""
+def everything(state: dict[str, Any], progress: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
+    """All that the run needs to go on."""
     parts = {name: part.state_dict() for name, part in state.items()}
-    extra = {"progress": progress, "random": checkpoint.random_state(), "samples": samples}
-    checkpoint.save(parts | extra | {"recipe": flat_recipe(run.record)}, run.folder / "last.pt")
+    return parts | {"progress": progress, "samples": samples, "recipe": flat_recipe(run.record)}
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Written by process 0, which has what the others have."""
+    if not rank():
+        checkpoint.save(content, path)
 
 
 def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
-    """Load last.pt into the state and the random generators; returns the progress."""
+    """Load last.pt into the state; returns the progress."""
     path = run.folder / "last.pt"
     saved = torch.load(path, map_location="cpu", weights_only=True)
     check_same_recipe(saved["recipe"], flat_recipe(run.record), run.folder)
@@ -216,15 +240,20 @@ def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
         )
     for name, part in state.items():
         part.load_state_dict(saved[name])
-    checkpoint.set_random_state(saved["random"])
     return saved["progress"]
 
 
 class RunLog:
-    """log.jsonl and TensorBoard events; what was logged after the last checkpoint is dropped when a run goes on."""
+    """log.jsonl and TensorBoard events; what was logged after the last checkpoint is dropped when a run goes on.
+
+    Of several processes, process 0 writes.
+    """
 
     def __init__(self, run: Run, steps_done: int):
         self.terms: dict[str, float] = {}  # of the last step
+        self.writes = not rank()
+        if not self.writes:
+            return
         path = run.folder / "log.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if logged_step(line) <= steps_done]
@@ -242,6 +271,8 @@ class RunLog:
 
     def step(self, epoch: int, step: int, rates: dict[str, float], terms: dict[str, float]) -> None:
         self.terms = terms
+        if not self.writes:
+            return
         self.write({"epoch": epoch + 1, "step": step, **rates, **terms})
         with interrupts_held_back():
             for name, value in terms.items():
@@ -250,6 +281,8 @@ class RunLog:
                 self.events.add_scalar(name, value, step)
 
     def epoch(self, epoch: int, epochs: int, step: int, figures: dict[str, float], told: str, seconds: float) -> None:
+        if not self.writes:
+            return
         self.write({"epoch": epoch + 1, "step": step, "validation": figures, "seconds": seconds})
         with interrupts_held_back():
             for name, value in figures.items():
@@ -257,6 +290,8 @@ class RunLog:
         tqdm.write(f"epoch {epoch + 1}/{epochs}  {told}  {seconds:.0f} s")
 
     def close(self) -> None:
+        if not self.writes:
+            return
         with contextlib.suppress(OSError):  # a full disk was told of when the line was written
             self.file.close()
         with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ The flow is a density over images instead.
 from models.deeplab import deeplabv3plus
 from models.denseflow import denseflow_25_6
 from models.frozen import frozen
+from models.inference import fast_inference
 from models.ladder_densenet import backbone_slower, ladder_densenet121
 from models.segmenter import ReleasedScoring, segmenter
 from models.weights import (
@@ -24,6 +25,7 @@ __all__ = [
     "backbone_slower",
     "deeplabv3plus",
     "denseflow_25_6",
+    "fast_inference",
     "frozen",
     "has_dataset_head",
     "ladder_densenet121",

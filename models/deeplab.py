@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checkpointing import run
 from models.ladder_densenet import NormReluConv
 from models.wide_resnet import WideResNet38
 
@@ -15,9 +16,12 @@ STD = (0.229, 0.224, 0.225)
 ATROUS_RATES = (12, 24, 36)
 
 
-def deeplabv3plus(num_classes: int, hybrid: bool = True) -> "DeepLabV3Plus":
-    """DeepLabV3+ with random weights; hybrid adds the dataset head `logits_ood`."""
-    return DeepLabV3Plus(num_classes, hybrid)
+def deeplabv3plus(num_classes: int, hybrid: bool = True, checkpointing: bool = False) -> "DeepLabV3Plus":
+    """DeepLabV3+ with random weights; hybrid adds the dataset head `logits_ood`.
+
+    checkpointing  compute blocks again in training's backward pass instead of keeping what they computed
+    """
+    return DeepLabV3Plus(num_classes, hybrid, checkpointing=checkpointing)
 
 
 def upsample(features: Tensor, size: tuple[int, int]) -> Tensor:
@@ -53,8 +57,10 @@ class DeepLabV3Plus(WideResNet38):
     released keys give it no prefix; only its pair of fine and coarse features and their widths are used here.
     """
 
-    def __init__(self, num_classes: int, hybrid: bool, width: int = 256, fine_width: int = 48):
-        super().__init__()
+    def __init__(
+        self, num_classes: int, hybrid: bool, width: int = 256, fine_width: int = 48, checkpointing: bool = False
+    ):
+        super().__init__(checkpointing)
         self.aspp = AtrousSpatialPyramidPooling(self.coarse_width, width)
         self.bot_fine = nn.Conv2d(self.fine_width, fine_width, 1, bias=False)  # bottlenecks, without norm or ReLU
         self.bot_aspp = nn.Conv2d(5 * width, width, 1, bias=False)
@@ -81,10 +87,11 @@ class DeepLabV3Plus(WideResNet38):
             )
         fine, coarse = super().forward((images - self.mean) / self.std)
         fine = self.bot_fine(fine)
-        coarse = upsample(self.bot_aspp(self.aspp(coarse)), fine.shape[2:])
+        checkpointing = self.checkpointing and self.training
+        coarse = upsample(self.bot_aspp(run(self.aspp, coarse, checkpointing=checkpointing)), fine.shape[2:])
         features = torch.cat([fine, coarse], dim=1)
         size = images.shape[2:]
-        class_logits = upsample(self.final(features), size)
+        class_logits = upsample(run(self.final, features, checkpointing=checkpointing), size)
         if not self.hybrid:
             return class_logits
-        return class_logits, upsample(self.logits_ood(features), size)
+        return class_logits, upsample(run(self.logits_ood, features, checkpointing=checkpointing), size)

@@ -9,6 +9,7 @@ checkpoints. All noise comes from torch.rand and torch.randn.
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -319,9 +320,20 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialize(self, features: Tensor) -> None:
-        """Make what these features (B, C, h, w) become zero in mean and one in standard deviation."""
-        self.shift.copy_(features.mean((0, 2, 3), keepdim=True))
-        self.log_scale.copy_((features.std((0, 2, 3), keepdim=True) + 1e-6).log())
+        """Make what these features (B, C, h, w) become zero in mean and one in standard deviation.
+
+        Where several processes train, it is over the features of all of them.
+        """
+        mean, std = features.mean((0, 2, 3), keepdim=True), features.std((0, 2, 3), keepdim=True)
+        if dist.is_initialized():
+            values = torch.tensor(float(features[:, 0].numel()), device=features.device)
+            total, squares = values * mean, (values - 1) * std.square() + values * mean.square()
+            for tensor in (values, total, squares):
+                dist.all_reduce(tensor)
+            mean = total / values
+            std = ((squares - values * mean.square()) / (values - 1)).clamp(min=0).sqrt()
+        self.shift.copy_(mean)
+        self.log_scale.copy_((std + 1e-6).log())
         self.initialized.fill_(1)
 
 

@@ -8,13 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import densenet121
 
+from models.checkpointing import run
+
 BATCHNORM_MOMENTUM = 0.01
 PYRAMID_HEIGHTS = (8, 4, 2, 1)
+STEM = 4  # layers before the first dense block: convolution, norm, ReLU, pool
 
 
-def ladder_densenet121(num_classes: int, hybrid: bool = True) -> "LadderDenseNet":
-    """LDN-121 with random weights; hybrid adds the dataset head `logits_ood`."""
-    return LadderDenseNet(num_classes, hybrid)
+def ladder_densenet121(num_classes: int, hybrid: bool = True, checkpointing: bool = False) -> "LadderDenseNet":
+    """LDN-121 with random weights; hybrid adds the dataset head `logits_ood`.
+
+    checkpointing  compute layers again in training's backward pass instead of keeping what they computed
+    """
+    return LadderDenseNet(num_classes, hybrid, checkpointing)
 
 
 def upsample(features: Tensor, size: tuple[int, int]) -> Tensor:
@@ -37,8 +43,9 @@ class Backbone(nn.Module):
     The input is RGB in 0..1, not normalised: the release feeds its network so.
     """
 
-    def __init__(self):
+    def __init__(self, checkpointing: bool = False):
         super().__init__()
+        self.checkpointing = checkpointing
         self.features = densenet121(weights=None).features
         del self.features.norm5
         self.features.pool0 = nn.MaxPool2d(2, stride=2)
@@ -51,13 +58,24 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> raw outputs of the four dense blocks, strides 4, 8, 16, 32."""
+        checkpointing = self.checkpointing and self.training
+        features = run(self.features[:STEM], images, checkpointing=checkpointing)
         outputs = []
-        features = images
-        for name, layer in self.features.named_children():
-            features = layer(features)
-            if name.startswith("denseblock"):
-                outputs.append(features)
+        for name, layer in list(self.features.named_children())[STEM:]:
+            if not name.startswith("denseblock"):
+                features = run(layer, features, checkpointing=checkpointing)
+                continue
+            features = checkpointed_layers(layer, features) if checkpointing else layer(features)
+            outputs.append(features)
         return outputs
+
+
+def checkpointed_layers(block: nn.Module, features: Tensor) -> Tensor:
+    """A dense block that keeps each layer's input and output alone; the inputs are shared."""
+    seen = [features]
+    for layer in block.children():
+        seen.append(run(layer, list(seen), checkpointing=True))  # a list of its own, for this one grows
+    return torch.cat(seen, dim=1)
 
 
 class SpatialPyramidPooling(nn.Module):
@@ -103,8 +121,15 @@ class LadderStep(nn.Module):
 class Ladder(nn.Module):
     """From stride 32 to stride 4 in three steps, coarsest skip first."""
 
-    def __init__(self, coarse_width: int, skip_widths: tuple[int, ...], out_widths: tuple[int, ...]):
+    def __init__(
+        self,
+        coarse_width: int,
+        skip_widths: tuple[int, ...],
+        out_widths: tuple[int, ...],
+        checkpointing: bool = False,
+    ):
         super().__init__()
+        self.checkpointing = checkpointing
         self.upsample_layers = nn.Module()
         for number, (skip_width, out_width) in enumerate(zip(skip_widths, out_widths, strict=True)):
             setattr(self.upsample_layers, f"upsample_{number}", LadderStep(coarse_width, skip_width, out_width))
@@ -112,7 +137,7 @@ class Ladder(nn.Module):
 
     def forward(self, features: Tensor, skips: list[Tensor]) -> Tensor:
         for step, skip in zip(self.upsample_layers.children(), skips, strict=True):
-            features = step(features, skip)
+            features = run(step, features, skip, checkpointing=self.checkpointing and self.training)
         return features
 
 
@@ -122,24 +147,26 @@ class LadderDenseNet(nn.Module):
     Channel 0 of the dataset logits is inlier, channel 1 outlier.
     """
 
-    def __init__(self, num_classes: int, hybrid: bool):
+    def __init__(self, num_classes: int, hybrid: bool, checkpointing: bool = False):
         super().__init__()
-        self.backbone = Backbone()
+        self.backbone = Backbone(checkpointing)
         self.spp = SpatialPyramidPooling(1024)
-        self.upsample = Ladder(512, (1024, 512, 256), (256, 256, 128))
+        self.upsample = Ladder(512, (1024, 512, 256), (256, 256, 128), checkpointing)
         self.logits = NormReluConv(128, num_classes, bias=True)
         if hybrid:
             self.logits_ood = NormReluConv(128, 2, bias=True)
-        self.hybrid = hybrid
+        self.hybrid, self.checkpointing = hybrid, checkpointing
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        checkpointing = self.checkpointing and self.training
         *skips, coarsest = self.backbone(images)
-        features = self.upsample(self.spp(coarsest), skips[::-1])
+        context = run(self.spp, coarsest, checkpointing=checkpointing)
+        features = self.upsample(context, skips[::-1])
         size = images.shape[2:]
-        class_logits = upsample(self.logits(features), size)
+        class_logits = upsample(run(self.logits, features, checkpointing=checkpointing), size)
         if not self.hybrid:
             return class_logits
-        return class_logits, upsample(self.logits_ood(features), size)
+        return class_logits, upsample(run(self.logits_ood, features, checkpointing=checkpointing), size)
 
 
 def backbone_slower(model: LadderDenseNet, lr: float, factor: float) -> list[dict]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checkpointing import run
 from models.vit import Block, start_linear
 
 
@@ -25,8 +26,10 @@ class MaskTransformer(nn.Module):
         depth: int = 2,
         heads: int = 12,
         dropout: float = 0.1,
+        checkpointing: bool = False,
     ):
         super().__init__()
+        self.checkpointing = checkpointing
         self.num_classes = num_classes
         self.cls_emb = nn.Parameter(torch.zeros(1, num_classes, width))
         self.proj_patch = nn.Parameter(torch.zeros(width, width))
@@ -44,7 +47,7 @@ class MaskTransformer(nn.Module):
         patches = self.proj_dec(patches)
         tokens = torch.cat([patches, self.cls_emb.expand(len(patches), -1, -1)], dim=1)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = run(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
         tokens = self.decoder_norm(tokens)
         patches, classes = tokens[:, : -self.num_classes], tokens[:, -self.num_classes :]
         patches = F.normalize(patches @ self.proj_patch, dim=2)

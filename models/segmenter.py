@@ -16,16 +16,24 @@ from models.vit import VisionTransformer, start_linear
 from models.weights import SEGMENTER_DATASET_HEADS
 
 
-def segmenter(num_classes: int, hybrid: bool = True, heads: int = 16, dataset_head: str = "decoder") -> "Segmenter":
+def segmenter(
+    num_classes: int,
+    hybrid: bool = True,
+    heads: int = 16,
+    dataset_head: str = "decoder",
+    checkpointing: bool = False,
+) -> "Segmenter":
     """Segmenter on ViT-B/16 with random weights; hybrid adds a dataset head.
 
-    heads         of the encoder's attention: 16 in the released weights, 12 in the ViT-B that ImageNet weights are of
-    dataset_head  "decoder": the release's, a second mask transformer `decoder_th` of 2 classes, which adds 15 % to
-                  the network's operations and parameters; "linear": ours, a LayerNorm and a linear layer
-                  `logits_ood` on the encoder's patch tokens, which add a hundred-thousandth to the operations
-    raises        ValueError where dataset_head is neither, or the heads do not divide the width
+    heads          of the encoder's attention: 16 in the released weights, 12 in the ViT-B that ImageNet weights are of
+    dataset_head   "decoder": the release's, a second mask transformer `decoder_th` of 2 classes, which adds 15 % to
+                   the network's operations and parameters; "linear": ours, a LayerNorm and a linear layer
+                   `logits_ood` on the encoder's patch tokens, which add a hundred-thousandth to the operations
+    checkpointing  compute blocks again in training's backward pass instead of keeping what they computed
+    raises         ValueError where dataset_head is neither, or the heads do not divide the width
     """
-    return Segmenter(VisionTransformer(heads=heads), num_classes, hybrid, dataset_head)
+    encoder = VisionTransformer(heads=heads, checkpointing=checkpointing)
+    return Segmenter(encoder, num_classes, hybrid, dataset_head, checkpointing=checkpointing)
 
 
 class Segmenter(nn.Module):

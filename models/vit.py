@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checkpointing import run
+
 IMAGENET_CLASSES = 1000
 
 
@@ -77,10 +79,11 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Normalised images (B, 3, H, W) -> patch tokens (B, h * w, D), row by row, h = H / patch, w = W / patch.
 
-    patch       side of a patch, pixels; H and W are multiples of it
-    grid        side of the position embedding in patches; for images of another size it is resized bilinearly
-    heads       the released weights have 16, which is odd: a ViT-B has 12. No file tells the number.
-    drop_path   share of samples that the last block's branches leave out in training; rises linearly from the first's 0
+    patch          side of a patch, pixels; H and W are multiples of it
+    grid           side of the position embedding in patches; for images of another size it is resized bilinearly
+    heads          the released weights have 16, which is odd: a ViT-B has 12. No file tells the number.
+    drop_path      share of samples that the last block's branches leave out in training; rises linearly from 0
+    checkpointing  compute blocks again in training's backward pass instead of keeping what they computed
     """
 
     def __init__(
@@ -91,8 +94,10 @@ class VisionTransformer(nn.Module):
         depth: int = 12,
         heads: int = 16,
         drop_path: float = 0.1,
+        checkpointing: bool = False,
     ):
         super().__init__()
+        self.checkpointing = checkpointing
         self.patch, self.width, self.grid = patch, width, grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
@@ -115,7 +120,7 @@ class VisionTransformer(nn.Module):
         patches = patches.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + positions
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = run(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
         return self.norm(tokens)[:, 1:]  # without the class token, which stands first
 
 

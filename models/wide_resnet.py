@@ -8,6 +8,8 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checkpointing import run
+
 # Number of blocks, widths of a block's convolutions, stride of the first block, dilation, channel dropout.
 STAGES = {
     "mod2": (3, (128, 128), 1, 1, 0.0),
@@ -68,8 +70,9 @@ class WideResNet38(nn.Module):
     fine_width = 128
     coarse_width = 4096
 
-    def __init__(self):
+    def __init__(self, checkpointing: bool = False):
         super().__init__()
+        self.checkpointing = checkpointing
         channels = 64
         self.mod1 = nn.Sequential(OrderedDict(conv1=nn.Conv2d(3, channels, 3, padding=1, bias=False)))
         for name, (num_blocks, widths, stride, dilation, dropout) in STAGES.items():
@@ -80,12 +83,15 @@ class WideResNet38(nn.Module):
             setattr(self, name, nn.Sequential(blocks))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        fine = self.mod2(halve(self.mod1(images)))
-        coarse = self.mod3(halve(fine))
-        for stage in (self.mod4, self.mod5, self.mod6, self.mod7):
-            coarse = stage(coarse)
+        stem = nn.Sequential(self.mod1, nn.MaxPool2d(3, stride=2, padding=1))
+        fine = self.stage("mod2", run(stem, images, checkpointing=self.checkpointing and self.training))
+        coarse = self.stage("mod3", F.max_pool2d(fine, 3, stride=2, padding=1))
+        for name in ("mod4", "mod5", "mod6", "mod7"):
+            coarse = self.stage(name, coarse)
         return fine, coarse
 
-
-def halve(features: Tensor) -> Tensor:
-    return F.max_pool2d(features, 3, stride=2, padding=1)
+    def stage(self, name: str, features: Tensor) -> Tensor:
+        for block in getattr(self, name):
+            checkpointing = self.checkpointing and self.training
+            features = run(block, features, checkpointing=checkpointing, random=STAGES[name][-1] > 0)
+        return features

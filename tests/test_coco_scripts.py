@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image
+from tiny import whole
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -201,7 +202,8 @@ class Experiment:
     """What a script hands to fit"""
 
     def __init__(self, steps, state, dataset, recipe, run, validate, best, **rest):
-        self.steps = steps if isinstance(steps, dict) else {"optimizer": steps}
+        steps = steps if isinstance(steps, dict) else {"optimizer": steps}
+        self.steps = {name: whole(step) for name, step in steps.items()}
         self.state, self.model, self.dataset, self.recipe = state, state["model"], dataset, recipe
         self.run, self.validate, self.best = run, validate, best
 
@@ -746,6 +748,7 @@ def pixel_wise(monkeypatch, in_tmp):
         return built[-1]
 
     monkeypatch.setattr(evaluate_osr_coco, "segmenter", build)
+    monkeypatch.setattr(evaluate_osr_coco, "fast_inference", lambda network: network)  # no copy: it is looked at
     return files | {"built": built}
 
 

@@ -14,6 +14,7 @@ import test_fishyscapes
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tiny import whole
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -77,7 +78,8 @@ class Experiment:
 
     def __init__(self, steps, state, dataset, recipe, run, validate, **rest):
         self.model, self.flow, self.state = state["model"], state.get("flow"), state
-        self.steps, self.recipe, self.rest = steps, recipe, rest
+        self.steps = {name: whole(step) for name, step in steps.items()}
+        self.recipe, self.rest = recipe, rest
 
 
 @pytest.fixture
@@ -643,9 +645,10 @@ class Greys(Dataset):
 def fit_two(folder, steps, validate=lambda model: {"AP": 0.5}, epochs=3, **rest):
     """A network and a helper of one weight each; returns them"""
     recipe = Recipe(lr=0.1, lr_min=0, schedule="constant", epochs=epochs, batch_size=2, drop_last=True, crop_size=4,
-                    scale=(1, 1), precision="float32", statistics_batches=0)  # fmt: skip
+                    scale=(1, 1), precision="float32", statistics_batches=0, accumulation=1, checkpointing=False,
+                    sync_batchnorm=False)  # fmt: skip
     record = {"script": "two", "command": "python two.py", "seed": 0, "recipe": {"release": {}}}
-    run = Run(folder, torch.device("cpu"), seed=0, workers=0, resume=False, record=record)
+    run = Run(folder, torch.device("cpu"), seed=0, workers=0, resume=False, compile=False, record=record)
     parts = {"model": nn.Conv2d(3, 1, 1, bias=False), "helper": nn.Conv2d(3, 1, 1, bias=False)}
     for part in parts.values():
         nn.init.ones_(part.weight)

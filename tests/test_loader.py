@@ -53,7 +53,7 @@ def test_a_crop_does_not_depend_on_who_came_before_it():
 
 
 def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own():
-    sampler = EpochSampler(50, seed=3)
+    sampler = EpochSampler(50, seed=3, count=50)
     orders = []
     for epoch in range(3):
         sampler.epoch = epoch
@@ -62,16 +62,32 @@ def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own():
         assert list(sampler) == [(epoch, index) for index in orders[-1]]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     assert orders[0] != list(range(50))
-    assert orders[0] != [index for _, index in EpochSampler(50, seed=4)]
+    assert orders[0] != [index for _, index in EpochSampler(50, seed=4, count=50)]
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_shards_of_processes_are_disjoint_and_cover_the_epoch(processes):
-    whole = [index for _, index in EpochSampler(11, 3)]
-    shards = [list(EpochSampler(11, 3, process, processes)) for process in range(processes)]
-    assert {len(shard) for shard in shards} == {11 // processes}
-    together = [index for shard in shards for _, index in shard]
-    assert sorted(together) == sorted(whole[: 11 // processes * processes])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_processes_together_see_the_batches_that_one_alone_sees(processes, drop_last):
+    def names(process, processes):
+        loader = training_loader(Specks(), 3, 6, drop_last, 0, CPU, process, processes)
+        loader.sampler.epoch = 1
+        return [names for _, names in batches(loader)]
+
+    whole = names(0, 1)
+    assert [len(batch) for batch in whole] == ([6] if drop_last else [6, 4])
+    for parts, batch in zip(zip(*(names(p, processes) for p in range(processes)), strict=True), whole, strict=True):
+        together = [name for part in parts for name in part]
+        assert sorted(together) == sorted(batch) and len(set(map(len, parts))) <= 2
+
+
+@pytest.mark.parametrize("processes", [2, 3, 12])
+def test_in_an_evaluation_each_frame_is_seen_by_one_process(processes):
+    shares = [
+        [name for _, names in batches(evaluation_loader(Specks(), 0, CPU, 1, process, processes)) for name in names]
+        for process in range(processes)
+    ]
+    assert sorted(name for share in shares for name in share) == sorted(f"speck_{i}.png" for i in range(10))
+    assert shares[0][:2] == ["speck_0.png", f"speck_{processes}.png"][: len(shares[0])]
 
 
 @pytest.mark.parametrize(("drop_last", "expected"), [(True, [4, 4]), (False, [4, 4, 2])])

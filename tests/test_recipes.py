@@ -56,7 +56,9 @@ def test_every_block_reads_into_the_recipe_of_its_script(block):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_recipe_key_is_used_by_its_script_or_by_the_training_loop(block):
-    text = (PROJECT / f"{block}.py").read_text() + (PROJECT / "engine" / "train.py").read_text()
+    files = [f"{block}.py", "engine/train.py", "engine/step.py", "engine/run.py"]
+    files += ["engine/flow.py"] if "trained_along" in (PROJECT / f"{block}.py").read_text() else []
+    text = "".join((PROJECT / file).read_text() for file in files)
     for field in dataclasses.fields(recipe_type_of(block)):
         assert re.search(rf"\brecipe\.{field.name}\b", text), field.name
 
@@ -115,8 +117,8 @@ def test_yaml_that_writes_a_number_as_a_word_is_understood(tmp_path):
     [
         ("lr", 0), ("lr", -1e-3), ("lr_min", -1e-9), ("lr_min", 1), ("epochs", 0), ("batch_size", 0), ("crop_size", 0),
         ("adam_eps", 0), ("scale", "0 1"), ("scale", "2 1"), ("negative_scale", "0 1"),
-        ("statistics_batches", -1), ("schedule", "linear"), ("precision", "float16"), ("beta", -0.1),
-        ("negative_size", 769),
+        ("statistics_batches", -1), ("schedule", "linear"), ("precision", "float64"), ("beta", -0.1),
+        ("negative_size", 769), ("accumulation", 0), ("accumulation", 5),
     ],
 )  # fmt: skip
 def test_a_number_out_of_its_range_is_refused(key, value):

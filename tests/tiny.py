@@ -34,7 +34,8 @@ class Specks(Dataset):
 
 TINY = Recipe(
     lr=1e-2, lr_min=1e-4, schedule="cosine", epochs=3, batch_size=3, drop_last=True, crop_size=8,
-    scale=(1.0, 1.0), precision="float32", statistics_batches=1,
+    scale=(1.0, 1.0), precision="float32", statistics_batches=1, accumulation=1,
+    checkpointing=False, sync_batchnorm=False,
 )  # fmt: skip
 STEPS = 3  # an epoch has, of ten images in whole batches of three
 
@@ -50,6 +51,16 @@ def tiny_step(model, images, labels):
     return {"class": F.cross_entropy(class_logits, labels), "size": 1e-3 * class_logits.square().mean()}
 
 
+def whole(step):
+    """A Step in one go: the terms of a whole batch"""
+
+    def terms(model, *tensors):
+        inputs = step.prepare(*tensors) if step.prepare else tensors
+        return step.loss(model, *inputs, step.counts(*inputs)) if step.counts else step.loss(model, *inputs)
+
+    return terms
+
+
 def red_share(model):
     """Share of the specks' pixels whose quarter of red is found"""
     images = Specks().images
@@ -58,12 +69,12 @@ def red_share(model):
     return {"mIoU": found.float().mean().item()}
 
 
-def train(folder, workers=0, resume=False, step=tiny_step, dataset=None, validate=red_share, **changes):
+def train(folder, workers=0, resume=False, step=tiny_step, dataset=None, validate=red_share, compile=False, **changes):
     recipe = dataclasses.replace(TINY, **changes)
     numbers = dataclasses.asdict(recipe) | {"scale": list(recipe.scale)}
     command = "python tiny.py --exp_name tiny" + " --resume" * resume
     record = {"script": "tiny", "command": command, "seed": 5, "recipe": {"release": numbers}}
-    run = Run(folder, CPU, seed=5, workers=workers, resume=resume, record=record)
+    run = Run(folder, CPU, seed=5, workers=workers, resume=resume, compile=compile, record=record)
     torch.manual_seed(run.seed)
     model = tiny_model()
     groups = [

@@ -1,0 +1,171 @@
+"""One run as several processes, started by torchrun: who is who, what they tell each other, and how they end.
+
+A run of one process takes the same path: it is process 0 of 1, and there is nobody to tell.
+"""
+
+import contextlib
+import datetime
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+PATIENCE = datetime.timedelta(hours=2)  # for a process that is slower; torchrun ends all where one has died
+LOST_NEIGHBOUR = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
+def rank() -> int:
+    """This process's number, 0 .. world_size() - 1; process 0 alone writes files and talks."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Join the other processes of the run; returns this one's device, of several GPUs its own.
+
+    Raises ValueError for a GPU that is not there.
+    """
+    if world_size() == 1 or dist.is_initialized():
+        return device
+    if device.type == "cuda":
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        if device.index is not None:
+            raise ValueError(
+                f"--device {device} names one GPU for {world_size()} processes; --device cuda gives each its own"
+            )
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+                "start as many with --nproc_per_node, or take --device cpu"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    signal.signal(signal.SIGTERM, end_with_the_others)
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return device
+
+
+def leave_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def end_with_the_others(*_) -> None:
+    sys.exit(told_by(f"stopped by SIGTERM, as torchrun does where one of the {world_size()} processes has ended"))
+
+
+def told_by(message: str) -> str:
+    """An error's text, which says whose it is where there are several processes."""
+    return f"error: {message}" if world_size() == 1 else f"error (process {rank()} of {world_size()}): {message}"
+
+
+@contextlib.contextmanager
+def lost_neighbour_explained() -> Iterator[None]:
+    """A clear error where another process has died in the middle of a conversation."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not any(words in str(error) for words in LOST_NEIGHBOUR):
+            raise
+        raise ChildProcessError(
+            "another process of this run has died; what went wrong is in its own lines. The last checkpoint is whole: "
+            "a training goes on with --resume, with any number of processes"
+        ) from error
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+    """What is inside is done by process 0, then by the others, which find the files that it wrote."""
+    if rank():
+        wait_for_all()
+    yield
+    if not rank():
+        wait_for_all()
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))  # not barrier(), which would take a GPU for it
+
+
+def summed(numbers: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The same numbers in every process: by name, summed over all of them. Of one process as they are."""
+    if not dist.is_initialized():
+        return numbers
+    total = torch.stack([torch.as_tensor(number, device=device).double() for number in numbers.values()])
+    dist.all_reduce(total)
+    return dict(zip(numbers, total, strict=True))
+
+
+def from_process_0(value: Any) -> Any:
+    """The value that process 0 has, in every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def from_all_processes(value: Any) -> Iterator[Any]:
+    """In process 0 the value of each process, in their order, one at a time; in the others nothing.
+
+    Every process must go through it to the end.
+    """
+    if rank():
+        dist.send_object_list([value], dst=0, device=torch.device("cpu"))
+        return
+    yield value
+    for process in range(1, world_size() if dist.is_initialized() else 1):
+        box = [None]
+        dist.recv_object_list(box, src=process, device=torch.device("cpu"))
+        yield box[0]
+
+
+def merged(metrics: Any) -> Any:
+    """In process 0 what all processes have counted, by merge(); in the others what they have counted themselves.
+
+    metrics  any object whose merge(other) takes over the counts of another, such as AnomalyMetrics
+    """
+    for process, other in enumerate(from_all_processes(metrics)):
+        if process:
+            metrics.merge(other)
+    return metrics
+
+
+def in_order(records: dict[int, Any]) -> list[Any]:
+    """In process 0 the records of all processes in the order of their numbers; in the others their own."""
+    together = dict(records)
+    for other in from_all_processes(records):
+        together |= other
+    return [together[number] for number in sorted(together)]
+
+
+def average_buffers(modules: list[nn.Module], names: tuple[str, ...]) -> None:
+    """The named buffers of the modules become their means over all processes."""
+    if dist.is_initialized():
+        for buffer in (getattr(module, name) for module in modules for name in names):
+            dist.all_reduce(buffer)
+            buffer /= world_size()
+
+
+def same_buffers(network: nn.Module) -> None:
+    """Every process gets process 0's buffers, such as BatchNorm's running statistics, which are no one's gradient."""
+    if dist.is_initialized():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def progress_bar(total: int, title: str) -> tqdm:
+    """Shown by process 0 alone, and only on a terminal."""
+    return tqdm(total=total, desc=title, leave=False, dynamic_ncols=True, disable=True if rank() else None)

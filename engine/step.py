@@ -1,0 +1,136 @@
+"""One step of one optimizer, the same whether a batch is taken whole, in parts, or by several processes."""
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.processes import summed, world_size
+from engine.recipe import Recipe
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Step(NamedTuple):
+    """How a batch becomes a loss, in stages, so that the loss does not depend on how the batch is split.
+
+    loss      (model, *inputs[, counts]) -> loss terms by name, ready to sum
+    prepare   (*tensors of the batch) -> inputs, each with the images in its first dimension; negatives are pasted
+              here. None: the inputs are the tensors
+    counts    (*inputs) -> divisors of the terms by name, such as pixels, which are added up over all parts and
+              processes before any loss is taken. None: the loss gets none, and its terms are means over images
+    """
+
+    loss: Callable[..., dict[str, Tensor]]
+    prepare: Callable[..., tuple[Tensor, ...]] | None = None
+    counts: Callable[..., dict[str, Any]] | None = None
+
+
+class Trained(nn.Module):
+    """A loss as a module of the networks whose weights it trains, as DistributedDataParallel wants it."""
+
+    def __init__(self, loss: Callable[..., dict[str, Tensor]], networks: list[nn.Module]):
+        super().__init__()
+        self.loss, self.networks = loss, nn.ModuleList(networks)
+
+    def forward(self, *inputs: Any) -> dict[str, Tensor]:
+        return self.loss(*inputs)
+
+
+class Update:
+    """A step, its optimizer and the networks that it trains.
+
+    model     what the step is given as the model
+    networks  all networks of the run; those with a weight in the optimizer are trained by it
+    scaler    scales the loss of float16 up, so that small gradients do not vanish; it does nothing otherwise
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        model: nn.Module,
+        networks: list[nn.Module],
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        device: torch.device,
+    ):
+        self.step, self.model, self.optimizer, self.device = step, model, optimizer, device
+        self.parts, self.autocast = recipe.accumulation, PRECISIONS.get(recipe.precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        own = [network for network in networks if any(id(weight) in weights for weight in network.parameters())]
+        self.loss = Trained(step.loss, own)
+        if world_size() > 1:
+            # Of weights (1, C, 1, 1) all layouts are one; it warns of them.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            self.loss = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+
+    def gradients(self, tensors: list[Tensor]) -> dict[str, float]:
+        """Forward and backward of a batch, this process's share of it; the terms of the whole batch."""
+        with self.casting():
+            inputs = self.step.prepare(*tensors) if self.step.prepare else tensors
+        images = len(inputs[0])
+        counts = summed(self.step.counts(*inputs) if self.step.counts else {"images": images}, self.device)
+        parts = list(zip(*(tensor.tensor_split(min(self.parts, images)) for tensor in inputs), strict=True))
+        self.optimizer.zero_grad(set_to_none=True)
+        total: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, 1):
+            alone = world_size() > 1 and number < len(parts)  # gradients are exchanged once, with the last part
+            with self.loss.no_sync() if alone else contextlib.nullcontext():
+                with self.casting():
+                    if self.step.counts:
+                        terms = self.loss(self.model, *part, counts)
+                    else:
+                        share = len(part[0]) / counts["images"]
+                        terms = {name: share * term for name, term in self.loss(self.model, *part).items()}
+                # The exchange takes the mean over processes, where the sum is meant.
+                self.scaler.scale(world_size() * sum(terms.values())).backward()
+            total = {name: total.get(name, 0) + term.detach() for name, term in terms.items()}
+        total = summed(total, self.device)
+        return dict(zip(total, torch.stack([*total.values()]).tolist(), strict=True))
+
+    def apply(self) -> None:
+        """The optimizer's step along the gradients."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def casting(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+
+def smallest_part(images: int, recipe: Recipe) -> int:
+    """The fewest images that the network is given at once in an epoch over so many.
+
+    Raises ValueError where a batch cannot be dealt out to all processes and parts.
+    """
+    share, over = divmod(recipe.batch_size, world_size())
+    if over or share % recipe.accumulation:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} cannot be dealt out to {world_size()} processes with accumulation "
+            f"{recipe.accumulation}; it must be a multiple of their product"
+        )
+    rest = 0 if recipe.drop_last else images % recipe.batch_size
+    if 0 < rest < world_size():
+        raise ValueError(
+            f"{images} images leave {rest} for the last batch, fewer than the {world_size()} processes: "
+            "set --drop_last true or another --batch_size"
+        )
+    shares = [share, rest // world_size()] if rest else [share]
+    return min(share // min(recipe.accumulation, share) for share in shares)
+
+
+def require_two_at_once(images: int, recipe: Recipe) -> None:
+    """For networks that normalise what is pooled over the whole crop, one value an image, by the batch.
+
+    Raises ValueError where an epoch over so many images leaves such a network with one of them.
+    """
+    if smallest_part(images, recipe) < 2:
+        raise ValueError(
+            f"{images} images in batches of {recipe.batch_size} leave the network one image at a time, and this one "
+            "trains on two at least: set --drop_last true, a larger --batch_size, a smaller --accumulation or fewer "
+            "processes"
+        )
