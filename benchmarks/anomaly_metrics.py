@@ -1,23 +1,33 @@
-"""AnomalyMetrics beside scikit-learn: the same pixels, in turns, in one run.
+"""AnomalyMetrics beside scikit-learn, torchmetrics and pytorch-ood: the same pixels, in turns, in one run.
 
-    python benchmarks/anomaly_metrics.py [--pixels 20000000] [--repeats 3]
+    pip install -r requirements-benchmarks.txt
+    python benchmarks/anomaly_metrics.py [--pixels 20000000] [--repeats 3] [--json FILE]
 
 Timed on our side: `update` in frames of FRAME pixels, and `compute`. On scikit-learn's: average_precision_score,
-roc_auc_score and roc_curve(drop_intermediate=False) on ready arrays, and nothing for collecting them.
-Memory is traced in one further, untimed pass a side, beyond the scores and labels that both are given.
+roc_auc_score and roc_curve(drop_intermediate=False) on ready arrays, and nothing for collecting them. On
+torchmetrics': BinaryAveragePrecision, BinaryAUROC and BinaryROC in a MetricCollection, which keeps their pixels once,
+on ready tensors, updated in the same frames; it takes scores beyond 0..1 for logits, and their sigmoid in float32 can
+tie where the scores do not. On pytorch-ood's: OODMetrics likewise, which has AUTC and AUPR-IN to work out as well;
+its AUPR is the trapezoidal rule's, not AP. All with their defaults. A peer that is not installed is left out.
+
+Memory is the growth of the peak of a process of each side's own, beyond the scores and labels that all are given.
 """
 
 import argparse
+import importlib.util
+import json
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
-import tracemalloc
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import sklearn
+import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
@@ -30,13 +40,14 @@ FRAME = 1024 * 2048  # a Cityscapes frame
 SEPARATION = 1.5  # between the means of inliers and outliers, in standard deviations
 TPR = 0.95
 FIGURES = ("AP", "AUROC", "FPR95", "threshold95")
+INSTALL = "pip install -r requirements-benchmarks.txt"
 
 
 def ours(scores, labels):
     pooled = AnomalyMetrics()
     for start in range(0, scores.size, FRAME):
         pooled.update(scores[start : start + FRAME], labels[start : start + FRAME])
-    return pooled.compute() | {"kept": pooled.nbytes}
+    return pooled.compute()
 
 
 def scikit_learn(scores, outlier):
@@ -50,19 +61,93 @@ def scikit_learn(scores, outlier):
     }
 
 
+def torch_metrics(scores, outlier):
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision, BinaryROC
+
+    pooled = MetricCollection([BinaryAveragePrecision(), BinaryAUROC(), BinaryROC()])
+    for some_scores, some_outlier in zip(scores.split(FRAME), outlier.split(FRAME), strict=True):
+        pooled.update(some_scores, some_outlier)
+    figures = pooled.compute()
+    fpr, tpr, _ = figures["BinaryROC"]
+    fpr95 = fpr[torch.nonzero(tpr >= TPR)[0, 0]]
+    return {
+        "AP": float(figures["BinaryAveragePrecision"]),
+        "AUROC": float(figures["BinaryAUROC"]),
+        "FPR95": float(fpr95),
+    }
+
+
+def pytorch_ood(scores, labels):
+    from pytorch_ood.metrics import OODMetrics
+
+    pooled = OODMetrics()
+    for some_scores, some_labels in zip(scores.split(FRAME), labels.split(FRAME), strict=True):
+        pooled.update(some_scores, some_labels)
+    figures = pooled.compute()
+    return {"AP": figures["AUPR-OUT"], "AUROC": figures["AUROC"], "FPR95": figures["FPR95TPR"]}
+
+
+SIDES = {  # the package, the function, and the labels that it takes
+    "AnomalyMetrics": ("numpy", ours, lambda outlier: np.where(outlier, np.uint8(OUTLIER), np.uint8(0))),
+    "scikit-learn": ("sklearn", scikit_learn, lambda outlier: outlier),
+    "torchmetrics": ("torchmetrics", torch_metrics, lambda outlier: torch.from_numpy(outlier.view(np.uint8))),
+    "pytorch-ood": ("pytorch_ood", pytorch_ood, lambda outlier: torch.from_numpy(-outlier.view(np.int8))),
+}
+
+
+def drawn(pixels, share, seed):
+    """Scores float32 and outlier bool (pixels,), made frame by frame, so that making them leaves no peak of memory"""
+    rng = np.random.default_rng(seed)
+    scores, outlier = np.empty(pixels, np.float32), np.empty(pixels, bool)
+    for start in range(0, pixels, FRAME):
+        part = slice(start, min(start + FRAME, pixels))
+        size = part.stop - part.start
+        outlier[part] = rng.random(size, np.float32) < share
+        scores[part] = rng.standard_normal(size, np.float32) + outlier[part] * np.float32(SEPARATION)
+    return scores, outlier
+
+
+def inputs_of(name, scores, outlier):
+    _, _, labels_of = SIDES[name]
+    return (scores if name in ("AnomalyMetrics", "scikit-learn") else torch.from_numpy(scores)), labels_of(outlier)
+
+
 def seconds(function, *inputs):
     start = time.perf_counter()
     function(*inputs)
     return time.perf_counter() - start
 
 
-def traced(function, *inputs):
-    """Its result, and the most bytes it held at once"""
-    tracemalloc.start()
-    result = function(*inputs)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return result, peak
+def peak():
+    """The most bytes that this process has held at once"""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def grown(name, *setting):
+    """A side's figures, and the bytes by which it raised the peak of this process, which is its own"""
+    _, function, _ = SIDES[name]
+    function(*inputs_of(name, *drawn(1000, 0.5, 0)))  # imports what it needs
+    inputs = inputs_of(name, *drawn(*setting))
+    before = peak()
+    return function(*inputs), peak() - before
+
+
+def in_a_process_of_its_own(function, *inputs):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, inputs)
+
+
+def setting_told():
+    packages = ("numpy", "torch", "scikit-learn", "torchmetrics", "pytorch-ood")
+    found = [
+        name for name in packages if importlib.util.find_spec(name.replace("scikit-learn", "sklearn").replace("-", "_"))
+    ]
+    versions = ", ".join(f"{name} {version(name)}" for name in found)
+    threads = os.environ.get("OMP_NUM_THREADS", "unset")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}"
+    return f"Python {platform.python_version()}, {versions}; {machine}"
 
 
 def main():
@@ -70,33 +155,61 @@ def main():
     parser.add_argument("--pixels", type=int, default=20_000_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="a file for the table")
     args = parser.parse_args()
 
-    print(f"Python {platform.python_version()}, NumPy {np.__version__}, scikit-learn {sklearn.__version__}", end="; ")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
+    sides = [name for name, (package, _, _) in SIDES.items() if importlib.util.find_spec(package)]
+    left_out = [name for name in SIDES if name not in sides]
+    print(setting_told())
+    if left_out:
+        print(f"left out, as not installed: {', '.join(left_out)}; {INSTALL}")
     print(f"{args.pixels:,} float32 scores, medians of {args.repeats} runs a side, in turns (smallest to largest)\n")
-    for share in OUTLIER_SHARES:
-        rng = np.random.default_rng(args.seed)
-        outlier = rng.random(args.pixels) < share
-        scores = rng.standard_normal(args.pixels, dtype=np.float32) + outlier * np.float32(SEPARATION)
-        labels = np.where(outlier, OUTLIER, 0).astype(np.uint8)
-
-        sides = {"AnomalyMetrics": (ours, scores, labels), "scikit-learn": (scikit_learn, scores, outlier)}
+    settings = {share: (args.pixels, share, args.seed) for share in OUTLIER_SHARES}
+    results = {  # before anything is large here: a process starts with the peak of the one that starts it
+        share: {name: in_a_process_of_its_own(grown, name, *setting) for name in sides}
+        for share, setting in settings.items()
+    }
+    rows = []
+    for share, setting in settings.items():
+        scores, outlier = drawn(*setting)
+        for name in sides:
+            SIDES[name][1](*inputs_of(name, scores[:1000], outlier[:1000]))  # imports what it needs
         times = {name: [] for name in sides}
         for _ in range(args.repeats):
-            for name, side in sides.items():
-                times[name].append(seconds(*side))
-        results, peaks = zip(*(traced(*side) for side in sides.values()), strict=True)
+            for name in sides:
+                times[name].append(seconds(SIDES[name][1], *inputs_of(name, scores, outlier)))
 
+        our_figures, our_bytes = results[share]["AnomalyMetrics"]
+        our_median = statistics.median(times["AnomalyMetrics"])
         print(f"{share:.0%} outliers      seconds                      peak bytes a pixel")
-        for (name, runs), peak in zip(times.items(), peaks, strict=True):
-            spread = f"({min(runs):.3f} to {max(runs):.3f})"
-            print(f"  {name:<16}{statistics.median(runs):8.3f} {spread:<20}{peak / args.pixels:12.1f}")
-        our_median, their_median = (statistics.median(runs) for runs in times.values())
-        difference = ", ".join(f"{name} {abs(results[0][name] - results[1][name]):.1e}" for name in FIGURES)
-        kept = results[0]["kept"] / args.pixels
-        print(f"  {their_median / our_median:.1f} times faster; kept: {kept:.1f} bytes a pixel")
-        print(f"  |difference|: {difference}\n")
+        for name in sides:
+            figures, grew = results[share][name]
+            median = statistics.median(times[name])
+            spread = f"({min(times[name]):.3f} to {max(times[name]):.3f})"
+            line = f"  {name:<16}{median:8.3f} {spread:<20}{grew / args.pixels:12.1f}"
+            if name != "AnomalyMetrics":
+                difference = {
+                    figure: abs(our_figures[figure] - figures[figure]) for figure in FIGURES if figure in figures
+                }
+                told = ", ".join(f"{figure} {value:.1e}" for figure, value in difference.items())
+                line += f"   {median / our_median:.1f} times ours; |difference|: {told}"
+                rows.append(
+                    {
+                        "what": f"{args.pixels:,} pixels, {share:.0%} outliers",
+                        "ours_seconds": our_median,
+                        "other": name,
+                        "other_seconds": median,
+                        "ratio": median / our_median,
+                        "ours_peak_bytes_a_pixel": our_bytes / args.pixels,
+                        "other_peak_bytes_a_pixel": grew / args.pixels,
+                        "difference": difference,
+                    }
+                )
+            print(line)
+        print()
+    if args.json:
+        table = {"benchmark": "anomaly_metrics", "setting": setting_told(), "rows": rows, "left_out": left_out}
+        args.json.write_text(json.dumps(table, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import torch
 from labels import IGNORE, OUTLIER
 
 TPR = 0.95  # of FPR95 and threshold95
+BEYOND = 0.001  # of either kind's scores lie below the histogram, and as many above
+LARGE = 1 << 26  # bytes; above the 32 MiB up to which glibc may keep what is freed
 BLOCK = 1 << 16  # outliers ranked at a time: what the ranking needs beside the scores stays below a few megabytes
 
 
@@ -26,22 +28,22 @@ class AnomalyMetrics:
         """scores  any shape, larger is more anomalous; infinities are fine, NaN is not unless ignored
         labels  same shape; OUTLIER against anything else, IGNORE left out
         """
-        scores, labels = as_array(scores), as_array(labels)
-        if scores.shape != labels.shape:
-            raise ValueError(f"scores have shape {scores.shape} but labels {labels.shape}; each label needs one score")
-        if labels.dtype in (np.bool_, np.int8):
-            raise ValueError(f"labels of type {labels.dtype} cannot hold OUTLIER = {OUTLIER}; use uint8 or wider")
-        outlier = labels == OUTLIER
-        inlier = (labels != IGNORE) & ~outlier
-        dtype = np.float64 if scores.dtype.type is np.float64 else np.float32
-        inlier_scores = scores[inlier].astype(dtype, copy=False)
-        outlier_scores = scores[outlier].astype(dtype, copy=False)
-        nans = np.count_nonzero(np.isnan(inlier_scores)) + np.count_nonzero(np.isnan(outlier_scores))
-        if nans:
-            raise ValueError(f"{nans} of {scores.size} scores are NaN and cannot be ranked; check the model's outputs")
-        self._inliers.add(inlier_scores)
-        self._outliers.add(outlier_scores)
-        self._ignored_pixels += labels.size - inlier_scores.size - outlier_scores.size
+        inliers, outliers, ignored_pixels = counted_scores(scores, labels)
+        self._inliers.add(inliers)
+        self._outliers.add(outliers)
+        self._ignored_pixels += ignored_pixels
+        return self
+
+    def merge(self, other: "AnomalyMetrics") -> "AnomalyMetrics":
+        """Takes over the pixels of another, as if they had been updated here; returns itself
+
+        Copies nothing: both then hold the same arrays until one of them joins its own.
+        raises  ValueError: other is of another kind
+        """
+        check_mergeable(self, other)
+        self._inliers.take_over(other._inliers)
+        self._outliers.take_over(other._outliers)
+        self._ignored_pixels += other._ignored_pixels
         return self
 
     def compute(self) -> dict:
@@ -65,16 +67,13 @@ class AnomalyMetrics:
 
     def threshold(self, tpr: float = TPR) -> float:
         """The largest threshold that at least `tpr` of the outliers reach (score >= threshold); NaN without outliers"""
-        if not 0 < tpr <= 1:
-            raise ValueError(f"tpr is {tpr}, but a true positive rate to reach lies in 0 < tpr <= 1")
         outliers = self._outliers.sorted()
-        n = outliers.size
-        if n == 0:
+        k = outliers_to_reach(tpr, outliers.size)
+        if not outliers.size:
             return math.nan
-        k = max(1, math.floor(tpr * n) - 1)
-        while k / n < tpr:  # not ceil(tpr * n), which is one too many where the product rounds up, as 0.07 * 100 does
-            k += 1
-        return float(outliers[n - k]) + 0.0  # -0.0 becomes 0.0: which of the two equal scores comes first is chance
+        return (
+            float(outliers[outliers.size - k]) + 0.0
+        )  # -0.0 becomes 0.0: which of the two equal scores comes first is chance
 
     def best_f1_threshold(self) -> tuple[float, float]:
         """The threshold of the largest F1 over all pixels (score >= threshold), and that F1; NaN without outliers
@@ -98,25 +97,11 @@ class AnomalyMetrics:
         ranks that double towards the top, of outliers and of inliers: a rare outlier and a small FPR stay visible.
         Without outliers or inliers there is no curve, and the arrays are empty.
         """
-        if points < 9:
-            raise ValueError(f"points is {points}, but a curve with both its ends takes at least 9")
-        inliers, outliers = self._sorted()
-        if not (inliers.size and outliers.size):
-            return {name: np.empty(0) for name in ("threshold", "recall", "precision", "fpr", "tpr")}
-        each = (points - 1) // 4
-        thresholds = np.unique(np.concatenate([scores[_ranks(scores.size, each)] for scores in (inliers, outliers)]))
-        thresholds = thresholds[::-1]
-        false, true = (
-            np.r_[0, scores.size - np.searchsorted(scores, thresholds, "left")] for scores in (inliers, outliers)
-        )
-        found = true / outliers.size
-        return {
-            "threshold": np.r_[np.inf, thresholds],
-            "recall": found,
-            "precision": np.divide(true, true + false, out=np.ones(true.size), where=true + false > 0),
-            "fpr": false / inliers.size,
-            "tpr": found,
-        }
+        kinds = self._sorted()
+        places = ranks_of_curves(points, *(scores.size for scores in kinds))
+        thresholds = np.unique(np.concatenate([scores[at] for scores, at in zip(kinds, places, strict=True)]))[::-1]
+        false, true = (scores.size - np.searchsorted(scores, thresholds, "left") for scores in kinds)
+        return curves_of(thresholds, false, true, *(scores.size for scores in kinds))
 
     def histogram(self, bins: int = 100) -> dict[str, np.ndarray]:
         """Pixels in each of `bins` equal bins: keys edges (bins + 1), inliers and outliers (bins,)
@@ -126,10 +111,7 @@ class AnomalyMetrics:
         """
         kinds = self._sorted()
         middle = np.concatenate([_middle(scores) for scores in kinds])
-        low, high = (float(middle.min()), float(middle.max())) if middle.size else (0.0, 0.0)
-        if low == high:
-            low, high = low - 0.5, high + 0.5
-        edges = np.linspace(low, high, bins + 1, dtype=np.result_type(*kinds))  # no copy of the scores to compare
+        edges = histogram_edges(middle, bins, np.result_type(*kinds))  # no copy of the scores to compare
         inliers, outliers = (
             np.diff(np.r_[0, np.searchsorted(scores, edges[1:-1], "left"), scores.size]) for scores in kinds
         )
@@ -176,40 +158,136 @@ def as_array(values) -> np.ndarray:
     return np.asarray(values)
 
 
+def counted_scores(scores, labels) -> tuple[np.ndarray, np.ndarray, int]:
+    """The scores of inliers and of outliers as arrays of their own, and the number of ignored pixels
+
+    scores, labels  as AnomalyMetrics.update takes them
+    returns         float64 if the scores came so, else float32
+    raises          ValueError: other shapes, NaN on a counted pixel, labels of a type too narrow for OUTLIER
+    """
+    scores, labels = as_array(scores), as_array(labels)
+    if scores.shape != labels.shape:
+        raise ValueError(f"scores have shape {scores.shape} but labels {labels.shape}; each label needs one score")
+    if labels.dtype in (np.bool_, np.int8):
+        raise ValueError(f"labels of type {labels.dtype} cannot hold OUTLIER = {OUTLIER}; use uint8 or wider")
+    outlier = labels == OUTLIER
+    inlier = (labels != IGNORE) & ~outlier
+    dtype = np.float64 if scores.dtype.type is np.float64 else np.float32
+    inliers, outliers = (scores[kind].astype(dtype, copy=False) for kind in (inlier, outlier))
+    nans = np.count_nonzero(np.isnan(inliers)) + np.count_nonzero(np.isnan(outliers))
+    if nans:
+        raise ValueError(f"{nans} of {scores.size} scores are NaN and cannot be ranked; check the model's outputs")
+    return inliers, outliers, labels.size - inliers.size - outliers.size
+
+
+def check_mergeable(ours, other, *settings: str) -> None:
+    """raises ValueError: other is of another kind, or was made with other `settings`, names of attributes"""
+    kind = type(ours).__name__
+    if type(other) is not type(ours):
+        raise ValueError(f"{kind} takes over what another {kind} counted, not {type(other).__name__}")
+    for name in settings:
+        here, there = getattr(ours, name), getattr(other, name)
+        if here != there:
+            raise ValueError(f"{name} is {here} here and {there} there; {kind} merges counts of the same {name} only")
+
+
+def outliers_to_reach(tpr: float, outliers: int) -> int:
+    """The smallest k >= 1 with k / outliers >= tpr; ValueError unless 0 < tpr <= 1"""
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr is {tpr}, but a true positive rate to reach lies in 0 < tpr <= 1")
+    k = max(1, math.floor(tpr * outliers) - 1)
+    while outliers and k / outliers < tpr:
+        k += 1  # not ceil(tpr * outliers), which is one too many where the product rounds up, as 0.07 * 100 does
+    return k
+
+
+def ranks_of_curves(points: int, inliers: int, outliers: int) -> list[np.ndarray]:
+    """The ranks, 0 the lowest, of the inliers and of the outliers whose scores are thresholds of curves()"""
+    if points < 9:
+        raise ValueError(f"points is {points}, but a curve with both its ends takes at least 9")
+    if not (inliers and outliers):
+        return [np.empty(0, np.int64)] * 2
+    return [_ranks(size, (points - 1) // 4) for size in (inliers, outliers)]
+
+
+def curves_of(thresholds, false_positives, true_positives, inliers: int, outliers: int) -> dict[str, np.ndarray]:
+    """What curves() returns, from descending thresholds and the pixels that reach each"""
+    if not thresholds.size:
+        return {name: np.empty(0) for name in ("threshold", "recall", "precision", "fpr", "tpr")}
+    false, true = np.r_[0, false_positives], np.r_[0, true_positives]
+    return {
+        "threshold": np.r_[np.inf, thresholds] + 0.0,  # no -0.0, as in threshold()
+        "recall": true / outliers,
+        "precision": np.divide(true, true + false, out=np.ones(true.size), where=true + false > 0),
+        "fpr": false / inliers,
+        "tpr": true / outliers,
+    }
+
+
+def histogram_edges(middle, bins: int, dtype) -> np.ndarray:
+    """(bins + 1,) from the lowest to the highest of some scores, of which there may be none; never of no width"""
+    low, high = (float(middle.min()), float(middle.max())) if middle.size else (0.0, 0.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, bins + 1, dtype=dtype)
+
+
 class _Scores:
-    """A heap of scores in chunks, made one sorted chunk when asked for."""
+    """A heap of scores in arrays, made one sorted array when asked for.
+
+    Small arrays are joined as soon as they add up to LARGE bytes: a large array's memory goes back to the system when
+    it is freed, that of many small ones often does not, and joining them all at once would take theirs twice.
+    """
 
     def __init__(self):
-        self.chunks = []
+        self.large, self.small = [], []
+        self.small_bytes = 0
         self.is_sorted = True
 
-    def add(self, chunk):
-        if chunk.size:
-            self.chunks.append(chunk)
+    def add(self, scores):
+        if scores.size:
+            self.small.append(scores)
+            self.small_bytes += scores.nbytes
             self.is_sorted = False
+        if self.small_bytes >= LARGE:
+            self.large.append(_joined(self.small))
+            self.small_bytes = 0
+
+    def take_over(self, other):
+        if other.arrays:
+            self.is_sorted = other.is_sorted and not self.arrays
+        self.large.extend(other.large)  # shared: sorting one in place does no harm, as its order carries nothing
+        self.small.extend(other.small)
+        self.small_bytes += other.small_bytes
 
     def sorted(self) -> np.ndarray:
         if not self.is_sorted:
-            self._join()
-            self.chunks[0].sort()
+            everything, self.large, self.small, self.small_bytes = self.arrays, [], [], 0
+            self.large = [_joined(everything)]
+            self.large[0].sort()
             self.is_sorted = True
-        return self.chunks[0] if self.chunks else np.empty(0, np.float32)
+        return self.large[0] if self.large else np.empty(0, np.float32)
 
-    def _join(self):
-        if len(self.chunks) == 1:
-            return
-        dtype = np.result_type(*{chunk.dtype for chunk in self.chunks})
-        joined = np.empty(sum(chunk.size for chunk in self.chunks), dtype)
-        end = joined.size
-        while self.chunks:  # each chunk is freed once it is copied; pages of `joined` take memory only once written
-            chunk = self.chunks.pop()
-            joined[end - chunk.size : end] = chunk
-            end -= chunk.size
-        self.chunks = [joined]
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        return self.large + self.small
 
     @property
     def nbytes(self) -> int:
-        return sum(chunk.nbytes for chunk in self.chunks)
+        return sum(array.nbytes for array in self.arrays)
+
+
+def _joined(arrays):
+    """One array of all, and the list empty: each is freed once it is copied"""
+    if len(arrays) == 1:
+        return arrays.pop()
+    joined = np.empty(sum(array.size for array in arrays), np.result_type(*{array.dtype for array in arrays}))
+    end = joined.size
+    while arrays:  # pages of `joined` take memory only once written
+        array = arrays.pop()
+        joined[end - array.size : end] = array
+        end -= array.size
+    return joined
 
 
 def _ranks(size, count):
@@ -218,11 +296,11 @@ def _ranks(size, count):
     return np.union1d(np.linspace(0, size - 1, count).round().astype(np.int64), doubling)
 
 
-def _middle(scores, beyond=0.001):
-    """The finite ones of ascending scores with a share of `beyond` below and above: lowest and highest, or none"""
+def _middle(scores):
+    """The finite ones of ascending scores with a share of BEYOND below and above: lowest and highest, or none"""
     infinity = scores.dtype.type(np.inf)
     finite = scores[np.searchsorted(scores, -infinity, "right") : np.searchsorted(scores, infinity, "left")]
-    cut = int(beyond * finite.size)
+    cut = int(BEYOND * finite.size)
     return finite[[cut, -1 - cut]] if finite.size else finite
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from labels import IGNORE, OUTLIER
-from metrics.anomaly import as_array
+from metrics.anomaly import as_array, check_mergeable
 
 F1_THRESHOLDS = tuple(percent / 100 for percent in range(25, 80, 5))  # 0.25, 0.30 ... 0.75, each rounded once
 EIGHT_NEIGHBOURS = np.ones((3, 3), int)
@@ -53,6 +53,16 @@ class ComponentMetrics:
         siou, ppv = _siou_and_ppv(true, predicted)
         self._siou.append(siou)
         self._ppv.append(ppv)
+        return self
+
+    def merge(self, other: "ComponentMetrics") -> "ComponentMetrics":
+        """Takes over the frames of another, as if they had been updated here; returns itself
+
+        raises  ValueError: other is of another kind or has another threshold, min_predicted or min_true
+        """
+        check_mergeable(self, other, "threshold", "min_predicted", "min_true")
+        self._siou += other._siou
+        self._ppv += other._ppv
         return self
 
     def compute(self) -> dict:

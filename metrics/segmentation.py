@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from labels import IGNORE, OUTLIER
-from metrics.anomaly import as_array
+from metrics.anomaly import as_array, check_mergeable
 
 
 class ConfusionMatrix:
@@ -43,6 +43,15 @@ class ConfusionMatrix:
         truth = np.where(truth == OUTLIER, unknown, truth.astype(np.int64))
         cells = truth * (unknown + 1) + predicted.astype(np.int64)
         self.matrix += np.bincount(cells, minlength=self.matrix.size).reshape(self.matrix.shape)
+        return self
+
+    def merge(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
+        """Takes over the pixels of another, as if they had been updated here; returns itself
+
+        raises  ValueError: other is of another kind or has another num_classes
+        """
+        check_mergeable(self, other, "num_classes")
+        self.matrix += other.matrix
         return self
 
     def iou(self) -> np.ndarray:

@@ -268,10 +268,21 @@ def test_eight_bytes_a_pixel_are_kept_for_float64_and_four_for_others():
     for dtype, per_pixel in ((np.float64, 8), (np.float32, 4), (np.float16, 4), (np.int64, 4)):
         pooled = AnomalyMetrics().update(np.arange(4000).astype(dtype), labels)
         for _ in range(2):
-            chunks = [*pooled._inliers.chunks, *pooled._outliers.chunks]
-            assert sum(chunk.nbytes for chunk in chunks) == pooled.nbytes == 3000 * per_pixel
-            assert all(chunk.base is None for chunk in chunks), "a view keeps a larger array alive"
+            arrays = [*pooled._inliers.arrays, *pooled._outliers.arrays]
+            assert sum(array.nbytes for array in arrays) == pooled.nbytes == 3000 * per_pixel
+            assert all(array.base is None for array in arrays), "a view keeps a larger array alive"
             pooled.update(np.arange(0).astype(dtype), labels[:0]).compute()
+
+
+def test_many_small_updates_are_joined_as_they_come(monkeypatch):
+    monkeypatch.setattr(metrics.anomaly, "LARGE", 4000)
+    scores, labels = random_scores(np.random.default_rng(13), 10_000, 0.3, dtype=np.float32)
+    pooled = AnomalyMetrics()
+    for part in np.split(np.arange(10_000), 1000):
+        pooled.update(scores[part], labels[part])
+        assert sum(array.nbytes for array in pooled._inliers.small) < 4000
+    assert len(pooled._inliers.large) <= 10_000 * 4 / 4000
+    assert pooled.compute() == figures_of(scores, labels)
 
 
 def test_the_mean_of_images_leaves_out_and_counts_those_without_figures():
