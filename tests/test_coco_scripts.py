@@ -25,7 +25,7 @@ from data import ADE20K, COCO20
 from engine import SlidingWindows
 from engine.recipe import read_recipe
 from labels import IGNORE, OUTLIER
-from losses import hybrid_score
+from losses import hybrid_score, pixel_counts
 from models import ladder_densenet121, load_weights
 from models.denseflow import DenseFlow
 from models.segmenter import Segmenter
@@ -117,10 +117,10 @@ def write_coco(root):
     return root
 
 
-def small_segmenter(num_classes, hybrid=True, heads=16, dataset_head="decoder"):
+def small_segmenter(num_classes, hybrid=True, heads=16, dataset_head="decoder", checkpointing=False):
     """What the scripts build: patches of 4 pixels, two narrow blocks"""
-    encoder = VisionTransformer(patch=4, grid=8, width=48, depth=2, heads=heads)
-    return Segmenter(encoder, num_classes, hybrid, dataset_head, width=24, heads=2)
+    encoder = VisionTransformer(patch=4, grid=8, width=48, depth=2, heads=heads, checkpointing=checkpointing)
+    return Segmenter(encoder, num_classes, hybrid, dataset_head, width=24, heads=2, checkpointing=checkpointing)
 
 
 def small_flow(checkpointing=False):
@@ -565,6 +565,7 @@ class Seen:
 
     def loss(self, class_logits, dataset_logits, labels, **options):
         self.labels, self.options = labels, options
+        assert options.pop("counts") == pixel_counts(labels)
         assert class_logits.shape == (len(labels), K, *labels.shape[1:]) and dataset_logits.shape[1] == 2
         return {"class": class_logits.sum()}
 
