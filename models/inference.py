@@ -62,10 +62,11 @@ def folded(layers: list[nn.Module]) -> list[nn.Module]:
 
 
 def kinds(layers: list[nn.Module]) -> list[type]:
-    return [type(layer) for layer in layers]
+    """Their classes; in eval mode a norm that was synchronised over processes is as any other."""
+    return [nn.BatchNorm2d if isinstance(layer, nn.SyncBatchNorm) else type(layer) for layer in layers]
 
 
-def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
     """(D,) each: in eval mode, the norm is scale * features + shift."""
     if norm.running_mean is None:
         raise ValueError(
@@ -117,7 +118,7 @@ class Bounds(nn.Module):
     each channel has one bound, and one pass over the features is all that is left to do.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d, conv: Convolution):
+    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, conv: Convolution):
         super().__init__()
         scale, shift = scale_and_shift(norm)
         constant = scale.abs() * NEVER <= shift.abs()  # such as a scale of 0
