@@ -1,16 +1,21 @@
 # make demo   draws a small street world, trains, fine-tunes and evaluates on it, and shows a table and pictures
 # make test   runs the tests
+# make benchmark   runs all comparisons of speed, on a machine that should do nothing else: about half an hour
 # Each does all its own set-up in .venv/ on a fresh machine with python3 (3.11 or newer) and make.
 
 PYTHON ?= python3
 
-.PHONY: demo test
+.PHONY: demo test benchmark
 demo: .venv/installed
 	.venv/bin/python demo.py
 
 test: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q
+
+benchmark: .venv/installed
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-benchmarks.txt
+	.venv/bin/python benchmarks/run_all.py
 
 .venv/installed: requirements.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3"; exit 1; }

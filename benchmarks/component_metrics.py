@@ -1,6 +1,6 @@
 """ComponentMetrics beside a loop over components with NumPy masks: the same frames, in turns, in one run.
 
-    python benchmarks/component_metrics.py [--repeats 3]
+    python benchmarks/component_metrics.py [--repeats 3] [--json FILE]
 
 A frame has some large objects, predicted shifted and frayed, ignored borders, and predicted specks: thousands of
 components before the sizes are filtered. The loop masks the whole frame once or more for each component, as the
@@ -8,6 +8,7 @@ definition reads. Timed on both sides: one frame, from scores and labels to figu
 """
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -94,6 +95,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the table there, too")
     args = parser.parse_args()
 
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, SciPy {scipy.__version__}", end="; ")
@@ -102,6 +104,7 @@ def main():
     found = [ndimage.label(mask, EIGHT_NEIGHBOURS)[1] for mask in (labels == OUTLIER, scores >= THRESHOLD)]
     print(f"one frame of {WIDTH}x{HEIGHT} with {found[0]} true and {found[1]} predicted components of any size;")
     print(f"medians of {args.repeats} runs a side, in turns (smallest to largest)\n")
+    rows = []
     for track, sizes in SIZES.items():
         times = {"ComponentMetrics": [], "loop with masks": []}
         for _ in range(args.repeats):
@@ -116,7 +119,14 @@ def main():
             print(f"  {name:<18}{statistics.median(runs):8.3f} s ({min(runs):.3f} to {max(runs):.3f})")
         our_median, their_median = (statistics.median(runs) for runs in times.values())
         difference = ", ".join(f"{name} {abs(figures[name] - expected[name]):.1e}" for name in expected)
-        print(f"  {their_median / our_median:.0f} times faster; |difference|: {difference}\n")
+        ratio = their_median / our_median
+        print(f"  {ratio:.0f} times faster; |difference|: {difference}\n")
+        row = {"what": f"{track}, one frame", "ours_seconds": our_median, "other": "loop with masks"}
+        rows.append(row | {"other_seconds": their_median, "ratio": ratio})
+    if args.json:
+        setting = f"one frame of {WIDTH}x{HEIGHT}, {found[1]} predicted components, {args.repeats} runs a side"
+        table = {"benchmark": "component_metrics", "setting": setting, "rows": rows}
+        args.json.write_text(json.dumps(table, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the dataset head costs: a hybrid network beside its closed-set one, forward passes in turns, in one run.
 
-    python benchmarks/dataset_head_cost.py [--network deeplabv3plus] [--height 256] [--width 512] [--pairs 20]
+    python benchmarks/dataset_head_cost.py [--network deeplabv3plus] [--height 256] [--width 512] [--pairs 20] \\
+        [--json FILE]
 
 A pair is one forward pass of each on the same image, which of them first alternating; the time ratio is the
 median of the pairs' ratios. One untimed pair goes before. The operations counted are those of convolutions and matrix
@@ -8,6 +9,7 @@ products.
 """
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -52,6 +54,7 @@ def main():
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the table there, too")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -77,6 +80,13 @@ def main():
     ratios = [ours / theirs for ours, theirs in zip(times["hybrid"], times["closed-set"], strict=True)]
     print(f"  FLOP ratio  {flops['hybrid'] / flops['closed-set']:8.6f}")
     print(f"  time ratio  {statistics.median(ratios):8.4f}   median of pairs ({min(ratios):.4f} to {max(ratios):.4f})")
+    if args.json:
+        medians = {name: statistics.median(runs) for name, runs in times.items()}
+        row = {"what": f"{args.network}, hybrid", "ours_seconds": medians["hybrid"], "other": "closed-set"}
+        row |= {"other_seconds": medians["closed-set"], "ratio": 1 / statistics.median(ratios)}
+        setting = f"one {args.height}x{args.width} image, CPU, float32, {args.pairs} pairs"
+        table = {"benchmark": "dataset_head_cost", "setting": setting, "rows": [row]}
+        args.json.write_text(json.dumps(table, indent=2) + "\n")
 
 
 if __name__ == "__main__":

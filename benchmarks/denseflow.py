@@ -1,6 +1,7 @@
 """DenseFlow-25-6 beside a plain transcription of it: the same weights, images and noise, in turns, in one run.
 
-    python benchmarks/denseflow.py [--sizes 32 64] [--patches 8] [--repeats 5] [--device cpu]
+    python benchmarks/denseflow.py [--sizes 32 64] [--patches 8] [--repeats 5] [--device cpu] \\
+        [--json FILE]
 
 The transcription (benchmarks/plain_denseflow.py) takes ActNorm, 1x1 convolution and coupling one after the other, each
 with its own log-determinant, and inverts each matrix by itself. Timed are sampling without gradient, sampling with
@@ -129,6 +130,7 @@ def main():
     parser.add_argument("--patches", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the table there, too")
     parser.add_argument("--memory_of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -151,7 +153,7 @@ def main():
             print(f"  {how:<23}peak {most:,.0f} MiB, {most - before:,.0f} beyond PyTorch, weights and gradients")
     print()
 
-    flow = make_flow(device)
+    flow, rows = make_flow(device), []
     for side in args.sizes:
         print(f"{args.patches} patches of {side}x{side}")
         for title, sides in tasks(flow, make_images(args.patches, side, device)).items():
@@ -164,10 +166,17 @@ def main():
                 for name, run in list(zip(times, sides, strict=True))[:: 1 if repeat % 2 else -1]:
                     times[name].append(seconds(run, device)[1])
             told = [f"{name} {statistics.median(t):.3f} s ({min(t):.3f} to {max(t):.3f})" for name, t in times.items()]
+            medians = [statistics.median(runs) for runs in times.values()]
             ratios = [plain / ours for ours, plain in zip(*times.values(), strict=True)]
             spread = f"{statistics.median(ratios):.2f} times faster ({min(ratios):.2f} to {max(ratios):.2f})"
             print(f"  {title:<23}{told[0]:<40}{told[1]:<44}{spread}; |difference| {values:.0e}, {gradients:.0e}")
+            what, ratio = f"{title}, {args.patches} patches of {side}x{side}", statistics.median(ratios)
+            row = {"what": what, "ours_seconds": medians[0], "other": "transcription", "other_seconds": medians[1]}
+            rows.append(row | {"ratio": ratio})
         print()
+    if args.json:
+        table = {"benchmark": "denseflow", "setting": f"{where}, float32, {args.repeats} runs a side", "rows": rows}
+        args.json.write_text(json.dumps(table, indent=2) + "\n")
 
 
 if __name__ == "__main__":
