@@ -51,11 +51,13 @@ def main(argv=None):
 
     # Known streets, and a source of patches of unknown things.
     transform = train_transform(recipe.crop_size, recipe.scale, Cityscapes.mean_colour)
-    train_set = Cityscapes(args.dataroot, "train", transform)
-    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out)
+    train_set = Cityscapes(args.dataroot, "train", transform, args.cache)
+    photographs = photographs_of_negatives(
+        args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache
+    )
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
     negatives = MaskedPatches(photographs, *sizes, leave_out=args.neg_leave_out)
-    val_set = Cityscapes(args.dataroot, "val")
+    val_set = Cityscapes(args.dataroot, "val", cache=args.cache)
     pasted_val_set = WithFixedNegatives(val_set, negatives)
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).

@@ -54,7 +54,10 @@ def main(argv=None):
 
     # Known streets.
     transform = train_transform(recipe.crop_size, recipe.scale, Cityscapes.mean_colour)
-    train_set, val_set = Cityscapes(args.dataroot, "train", transform), Cityscapes(args.dataroot, "val")
+    train_set, val_set = (
+        Cityscapes(args.dataroot, "train", transform, args.cache),
+        Cityscapes(args.dataroot, "val", cache=args.cache),
+    )
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).
     require_two_at_once(len(train_set), recipe)

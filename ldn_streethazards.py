@@ -43,10 +43,9 @@ def main(argv=None):
     add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
     args, recipe, run = start_run(parser, ClosedSetRecipe, __file__, argv)
 
-    train_set = StreetHazards(
-        args.dataroot, "training", train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
-    )
-    val_set = StreetHazards(args.dataroot, "validation")
+    transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
+    train_set = StreetHazards(args.dataroot, "training", transform, args.cache)
+    val_set = StreetHazards(args.dataroot, "validation", cache=args.cache)
 
     require_two_at_once(len(train_set), recipe)
     model = ladder_densenet121(StreetHazards.num_classes, hybrid=False, checkpointing=recipe.checkpointing)

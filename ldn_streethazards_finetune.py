@@ -50,13 +50,14 @@ def main(argv=None):
     args, recipe, run = start_run(parser, LadderRecipe, __file__, argv)
 
     # Known streets, and a source of patches of unknown things.
-    train_set = StreetHazards(
-        args.dataroot, "training", train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
+    transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
+    train_set = StreetHazards(args.dataroot, "training", transform, args.cache)
+    photographs = photographs_of_negatives(
+        args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache
     )
-    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out)
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
     negatives = MaskedPatches(photographs, *sizes, leave_out=args.neg_leave_out)
-    val_set = StreetHazards(args.dataroot, "validation")
+    val_set = StreetHazards(args.dataroot, "validation", cache=args.cache)
     pasted_val_set = WithFixedNegatives(val_set, negatives)
 
     # A closed-set model with a new head for P(d_out | x).

@@ -55,8 +55,8 @@ def main(argv=None):
 
     # Known streets.
     transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
-    train_set = StreetHazards(args.dataroot, "training", transform)
-    val_set = StreetHazards(args.dataroot, "validation")
+    train_set = StreetHazards(args.dataroot, "training", transform, args.cache)
+    val_set = StreetHazards(args.dataroot, "validation", cache=args.cache)
 
     # A closed-set model with a new head for P(d_out | x).
     require_two_at_once(len(train_set), recipe)

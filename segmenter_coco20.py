@@ -51,7 +51,7 @@ def main(argv=None):
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, fused=True)
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
-    lists = {"workers": run.workers, "list_folder": run.folder.parent}
+    lists = {"workers": run.workers, "list_folder": run.folder.parent, "cache": args.cache}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour)
     with main_process_first():  # it scans the label maps and keeps lists of them
         train_set = COCO20(args.dataroot, "training", transform, **lists)

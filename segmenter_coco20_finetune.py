@@ -72,13 +72,15 @@ def main(argv=None):
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
     # Photographs of known things, and a source of patches of unknown ones.
-    lists = {"workers": run.workers, "list_folder": run.folder.parent}
+    lists = {"workers": run.workers, "list_folder": run.folder.parent, "cache": args.cache}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
     with main_process_first():  # it scans the label maps and keeps lists of them
         train_set = COCO20(args.dataroot, "training", transform, **lists)
         val_set = COCO20(args.dataroot, "validation", **lists)
         known_val_set = COCO20(args.dataroot, "validation_known", **lists)
-    photographs = photographs_of_negatives(args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out)
+    photographs = photographs_of_negatives(
+        args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache
+    )
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
     negatives = MaskedPatches(photographs, *sizes, recipe.rare_below, args.neg_leave_out)
     pasted_val_set = WithFixedNegatives(known_val_set, negatives, recipe.negatives_per_image)

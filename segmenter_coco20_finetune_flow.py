@@ -74,7 +74,7 @@ def main(argv=None):
         drawn = [flow.sample(1, *draw_patch_size(recipe.patch_sides))[0] for _ in range(recipe.validation_patches)]
 
     # Photographs of known things.
-    lists = {"workers": run.workers, "list_folder": run.folder.parent}
+    lists = {"workers": run.workers, "list_folder": run.folder.parent, "cache": args.cache}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
     with main_process_first():  # it scans the label maps and keeps lists of them
         train_set = COCO20(args.dataroot, "training", transform, **lists)

@@ -32,9 +32,11 @@ from losses import bits_per_dimension
 from models import denseflow_25_6, load_weights
 
 DATASETS = {
-    "cityscapes": lambda root, transform, run: Cityscapes(root, "train", transform),
-    "street-hazards": lambda root, transform, run: StreetHazards(root, "training", transform),
-    "coco20": lambda root, transform, run: COCO20(root, "training", transform, run.workers, run.folder.parent),
+    "cityscapes": lambda root, transform, run, cache: Cityscapes(root, "train", transform, cache),
+    "street-hazards": lambda root, transform, run, cache: StreetHazards(root, "training", transform, cache),
+    "coco20": lambda root, transform, run, cache: COCO20(
+        root, "training", transform, run.workers, run.folder.parent, cache
+    ),
 }
 HELD_OUT = 20  # every so manieth image is for validation
 
@@ -76,9 +78,9 @@ def main(argv=None):
     transform = filled_transform(recipe.crop_size, recipe.scale)
     if args.dataset:
         with main_process_first():  # it may scan the data set and keep a list of it
-            images = DATASETS[args.dataset](args.dataroot, transform, run)
+            images = DATASETS[args.dataset](args.dataroot, transform, run, args.cache)
     else:
-        images = ImageFolder(args.images, transform)
+        images = ImageFolder(args.images, transform, cache=args.cache)
     held_out = range(0, len(images), HELD_OUT)
     train_set = Subset(images, sorted({*range(len(images))} - {*held_out}))
     val_set = Subset(images, held_out[: recipe.validation_images])

@@ -12,7 +12,10 @@ LICENCE_PLATE = 255  # label id -1 as a byte
 
 
 class Cityscapes(LabelledImages):
-    """Samples (image uint8 (3, H, W), labels uint8 (H, W) of the 19 train ids and IGNORE, name)."""
+    """Samples (image uint8 (3, H, W), labels uint8 (H, W) of the 19 train ids and IGNORE, name).
+
+    cache   a folder for decoded copies of the files (see data/cache.py)
+    """
 
     class_colours = {  # the data set's own; in the order of the train ids
         "road": (128, 64, 128),
@@ -41,7 +44,9 @@ class Cityscapes(LabelledImages):
         dict.fromkeys([*range(34), LICENCE_PLATE], IGNORE) | {label: train for train, label in enumerate(LABEL_IDS)}
     )
 
-    def __init__(self, root: str | Path, split: str, transform: Transform | None = None):
+    def __init__(
+        self, root: str | Path, split: str, transform: Transform | None = None, cache: str | Path | None = None
+    ):
         root = Path(root)
         pairs = pair_files(
             root / "leftImg8bit" / split,
@@ -50,4 +55,4 @@ class Cityscapes(LabelledImages):
             image_pattern="*_leftImg8bit.png",
             label_suffix="_gtFine_labelIds.png",
         )
-        super().__init__(root, pairs, transform)
+        super().__init__(root, pairs, transform, cache)

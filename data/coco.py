@@ -38,6 +38,7 @@ class COCO20(LabelledImages):
                  (4,952 of val2017); validation_known: those of val2017 that follow the training rule
     workers      processes that scan the label maps for these, once; 0: this one
     list_folder  where the list that the scan makes is kept if the data's folder cannot be written; made when needed
+    cache        a folder for decoded copies of the files (see data/cache.py)
 
     The list is ROOT/coco20_SPLIT.txt. It is scanned anew when number or names of the label maps changed; delete it
     when only their content did.
@@ -84,6 +85,7 @@ class COCO20(LabelledImages):
         transform: Transform | None = None,
         workers: int = 0,
         list_folder: str | Path | None = None,
+        cache: str | Path | None = None,
     ):
         if split not in FOLDERS:
             raise ValueError(f"COCO20 has no split {split!r}; choose one of {', '.join(FOLDERS)}")
@@ -93,7 +95,7 @@ class COCO20(LabelledImages):
         check_names(root / "labels.txt")
         folders = [root] if list_folder is None else [root, Path(list_folder)]
         fitting = set(fitting_maps(maps, [path for _, path in pairs], split, workers, folders))
-        super().__init__(root, [pair for pair in pairs if pair[1] in fitting], transform)
+        super().__init__(root, [pair for pair in pairs if pair[1] in fitting], transform, cache)
         if split in KNOWN_ONLY:
             self.table = self.table.masked_fill(self.table == OUTLIER, IGNORE)
 

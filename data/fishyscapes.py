@@ -21,7 +21,7 @@ class LostAndFound(LabelledImages):
 
     table = label_table({0: 0, 1: OUTLIER, 2: IGNORE, 255: IGNORE})
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, cache: str | Path | None = None):
         root = Path(root)
         pairs = pair_files(
             root / "leftImg8bit",
@@ -37,7 +37,7 @@ class LostAndFound(LabelledImages):
                 f"no label map under {root / 'ood'} holds 1 (outlier) but some hold 2, which is 'ignored' in "
                 "Lost & Found; in RoadAnomaly's maps 2 is the outlier: store these as 1 first"
             )
-        super().__init__(root, pairs)
+        super().__init__(root, pairs, cache=cache)
 
 
 class FishyscapesStatic(LabelledImages):
@@ -45,7 +45,7 @@ class FishyscapesStatic(LabelledImages):
 
     table = label_table({0: 0, 1: OUTLIER, 255: IGNORE})
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, cache: str | Path | None = None):
         root = Path(root)
         pairs = pair_files(
             root,
@@ -54,4 +54,4 @@ class FishyscapesStatic(LabelledImages):
             image_pattern="*_rgb.jpg",
             label_suffix="_labels.png",
         )
-        super().__init__(root, pairs)
+        super().__init__(root, pairs, cache=cache)

@@ -1,6 +1,7 @@
 """Negatives: masked patches of other pictures, where they go, and their pasting into known scenes."""
 
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +71,11 @@ def photographs_of_negatives(
     images: str | None = None,
     masks: str | None = None,
     leave_out: Collection[int] = (),
+    cache: str | Path | None = None,
 ) -> Dataset:
     """ADE20K, or any folder of images with or without label maps.
+
+    cache   a folder for decoded copies of the files (see data/cache.py)
 
     Raises ValueError for masks without images, and for ids to leave out where no label map has any.
     """
@@ -82,7 +86,7 @@ def photographs_of_negatives(
             f"--neg_leave_out {' '.join(map(str, leave_out))}: there are no label maps to find these ids in; give them "
             f"with --neg_masks, or leave nothing out of {images}"
         )
-    return ImageFolder(images, masks=masks) if images else ADE20K(ade20k)
+    return ImageFolder(images, masks=masks, cache=cache) if images else ADE20K(ade20k, cache=cache)
 
 
 def random_rectangle(size: int) -> Tensor:

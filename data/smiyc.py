@@ -23,9 +23,9 @@ class AnomalyTrack(LabelledImages):
     table = label_table({0: 0, 1: OUTLIER, 255: IGNORE})
     component_sizes = {"min_predicted": 500, "min_true": 100}  # pixels; the benchmark's, for ComponentMetrics
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, cache: str | Path | None = None):
         root = Path(root)
-        super().__init__(root, _pairs(root / "images", root / "labels_masks", type(self).__name__))
+        super().__init__(root, _pairs(root / "images", root / "labels_masks", type(self).__name__), cache=cache)
 
 
 class ObstacleTrack(AnomalyTrack):

@@ -20,6 +20,7 @@ class StreetHazards(LabelledImages):
 
     split      training, validation, test (both test towns) or one of them: t5, t6
     transform  of image and labels, for training
+    cache      a folder for decoded copies of the files (see data/cache.py)
     """
 
     class_colours = {  # for pictures; in the order of the class ids
@@ -41,7 +42,9 @@ class StreetHazards(LabelledImages):
     # Stored: 1 background, 2 building, 3 fence, 4 other, 5 pedestrian ... 13 traffic sign, 14 anomaly.
     table = label_table({1: 0, 2: 1, 3: 2, 4: IGNORE} | {stored: stored - 2 for stored in range(5, 14)} | {14: OUTLIER})
 
-    def __init__(self, root: str | Path, split: str, transform: Transform | None = None):
+    def __init__(
+        self, root: str | Path, split: str, transform: Transform | None = None, cache: str | Path | None = None
+    ):
         if split not in FOLDERS:
             raise ValueError(f"StreetHazards has no split {split!r}; choose one of {', '.join(FOLDERS)}")
         part, folder = FOLDERS[split]
@@ -51,4 +54,4 @@ class StreetHazards(LabelledImages):
             root / part / "annotations" / folder,
             hint="--dataroot is StreetHazards' folder, which holds train/ and test/",
         )
-        super().__init__(root, pairs, transform)
+        super().__init__(root, pairs, transform, cache)

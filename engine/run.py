@@ -48,6 +48,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--exp_name", required=True, help="the run's folder is logs/EXP_NAME")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, crops and negatives (default 0)")
+    parser.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="keep decoded copies of images and label maps here: 4 bytes a pixel, no decoding",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; wants a C++ compiler")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe number, as its flag does"

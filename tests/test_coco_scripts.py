@@ -547,6 +547,19 @@ def test_a_missing_folder_of_negatives_is_named_and_leaves_no_run(experiment):
     assert not Path("logs/hybrid").exists()
 
 
+@pytest.mark.parametrize(("kind", "copies"), [("closed", 2), ("hybrid", 2 + 3 * 2), ("flow", 2)])
+def test_decoded_copies_are_kept_where_the_training_is_told_to(kind, copies, experiment):
+    samples = []
+    for cache in ([], ["--cache", "copies"], ["--cache", "copies"]):
+        torch.manual_seed(3)
+        samples.append(experiment(kind, *cache).dataset[0])
+    assert 2 + 2 * (kind == "hybrid") <= len([*Path("copies").iterdir()]) <= copies
+    plain, first, later = samples
+    assert all(
+        torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(plain[:-1], first[:-1], later[:-1], strict=True)
+    )
+
+
 # Pasting
 
 
