@@ -3,15 +3,26 @@
     python evaluate_closed_set.py --dataroot DATAROOT --dataset DATASET --folder OUTPUT_DIR --params WEIGHTS_FILE
 
 DATASET is cityscapes, street-hazards or coco20. The dataset head, where the weights have one, changes nothing here.
+With torchrun --nproc_per_node N in the place of python, N GPUs share the images.
 """
 
 from pathlib import Path
 
 from data import COCO20, Cityscapes, StreetHazards
 from engine import SlidingWindows, choose_device, evaluated_frames, run_script, script_parser, write_results
+from engine.evaluate import PRECISIONS
+from engine.processes import main_process_first, merged, rank
 from engine.report import evaluation_record, published_tables
 from metrics import ConfusionMatrix, classes_averaged
-from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
+from models import (
+    deeplabv3plus,
+    fast_inference,
+    has_dataset_head,
+    ladder_densenet121,
+    load_weights,
+    segmenter,
+    segmenter_dataset_head,
+)
 
 DATASETS = {  # data set -> how it is opened, its usual network
     "cityscapes": (lambda args: Cityscapes(args.dataroot, "val"), "deeplabv3plus"),
@@ -24,6 +35,7 @@ DATASETS = {  # data set -> how it is opened, its usual network
 
 
 def main(argv=None):
+    """The results, as results.json has them; of several processes, process 0 has them, and the others None."""
     parser = script_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="the data set's folder")
     parser.add_argument("--dataset", required=True, choices=list(DATASETS))
@@ -35,11 +47,18 @@ def main(argv=None):
         help="whose weights they are (default: deeplabv3plus, ldn121, segmenter in the data sets' order)",
     )
     parser.add_argument("--heads", type=int, default=16, help="of Segmenter's encoder (default 16, as released)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the network (default float32); bfloat16 is faster on a GPU and moves the figures a little",
+    )
     args = parser.parse_args(argv)
-    device = choose_device(args.device)
+    device = choose_device(args.device, several_processes=True)
 
     open_dataset, network = DATASETS[args.dataset]
-    dataset = open_dataset(args)
+    with main_process_first():
+        dataset = open_dataset(args)
     num_classes, network = dataset.num_classes, args.network or network
     if network == "segmenter":
         head = segmenter_dataset_head(args.params)
@@ -51,8 +70,13 @@ def main(argv=None):
     record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.params, device)
 
     confusion = ConfusionMatrix(num_classes)
-    for frame in evaluated_frames(model.to(device), dataset, device, args.workers):
+    for frame in evaluated_frames(
+        fast_inference(model).to(device), dataset, device, args.workers, precision=args.precision
+    ):
         confusion.update(frame.class_logits.argmax(1), frame.labels)
+    confusion = merged(confusion)
+    if rank():
+        return None
     iou = confusion.iou()
     results = {
         "dataset": args.dataset,

@@ -5,7 +5,7 @@
 DATASET is lf or static (Fishyscapes), road-anomaly, anomaly-track or obstacle-track (SegmentMeIfYouCan): the pixels of
 all images pooled; or street-hazards: the mean over the test images of each image's figures; images without an outlier
 pixel are left out and counted. The tracks also get sIoU, PPV and F1 of connected components, at the threshold of the
-best F1 of pixels.
+best F1 of pixels. With torchrun --nproc_per_node N in the place of python, N GPUs share the images.
 """
 
 import math
@@ -39,11 +39,13 @@ from engine import (
     write_results,
 )
 from engine.curves import distribution_of
+from engine.evaluate import PRECISIONS
 from engine.pictures import heat_range, heat_sample
+from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
-from metrics import AnomalyMetrics, ComponentMetrics, mean_of_images
-from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights
+from metrics import AnomalyMetrics, BoundedAnomalyMetrics, ComponentMetrics, mean_of_images
+from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_weights
 
 FIGURES = ("AP", "AUROC", "FPR95")
 COMPONENT_FIGURES = ("sIoU", "PPV", "F1")
@@ -97,6 +99,7 @@ BENCHMARKS = {
 
 
 def main(argv=None):
+    """The results, as results.json has them; of several processes, process 0 has them, and the others None."""
     parser = script_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="the data set's folder")
     parser.add_argument("--dataset", required=True, choices=list(BENCHMARKS))
@@ -118,6 +121,17 @@ def main(argv=None):
     parser.add_argument(
         "--pooled", action="store_true", help="street-hazards: also over all pixels, 4 bytes a pixel and score"
     )
+    parser.add_argument(
+        "--bounded",
+        action="store_true",
+        help="pool pixels in 96 MiB a score, however many there are; the figures then say how far off they can be",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the network (default float32); bfloat16 is faster on a GPU and moves the figures a little",
+    )
     parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
     parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
     parser.add_argument(
@@ -129,7 +143,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
         parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
-    device = choose_device(args.device)
+    device = choose_device(args.device, several_processes=True)
 
     benchmark = BENCHMARKS[args.dataset]
     test_set = benchmark.open(args.dataroot)
@@ -137,42 +151,49 @@ def main(argv=None):
     names = score_names(args.scores, hybrid)
     record = evaluation_record(__file__, argv, args.dataroot, len(test_set), args.params, device)
     network = NETWORKS[args.network or benchmark.network]
-    model = load_weights(network(benchmark.known.num_classes, hybrid), args.params).to(device)
+    model = fast_inference(load_weights(network(benchmark.known.num_classes, hybrid), args.params)).to(device)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
 
-    images, shown, maps = [], [], {name: [] for name in names}
-    heat = {name: [] for name in names}
+    images, shown, heat = {}, {}, {}  # by the frame's number
+    maps = {name: [] for name in names}
     ranking = FrameRanking(math.ceil(args.pictures / 2))
-    pooled = {name: AnomalyMetrics() for name in names} if benchmark.pooled or args.pooled else {}
+    pool = BoundedAnomalyMetrics if args.bounded else AnomalyMetrics
+    pooled = {name: pool() for name in names} if benchmark.pooled or args.pooled else {}
     drawn = evenly_spread(args.pictures, len(test_set))
-    for number, frame in enumerate(evaluated_frames(model, test_set, device, args.workers)):
-        figures = {"name": frame.name}
+    for frame in evaluated_frames(model, test_set, device, args.workers, precision=args.precision):
+        figures, heat[frame.number] = {"name": frame.name}, {}
         for name in names:
             scores = anomaly_score(name, frame.class_logits, frame.dataset_logits)
             figures[name] = AnomalyMetrics().update(scores, frame.labels).compute()
-            heat[name].append(heat_sample(scores))
+            heat[frame.number][name] = heat_sample(scores)
             if pooled:
                 pooled[name].update(scores, frame.labels)
             if benchmark.component_sizes:  # some dozens of frames, 4 bytes a pixel
                 maps[name].append((scores[0].cpu().numpy(), frame.labels[0].cpu().numpy().astype("uint8")))
             if name == names[0]:
                 ranking.add(frame, scores, ap=figures[name]["AP"])
-                if number in drawn:
-                    shown.append(picture_of(frame, scores))
-        images.append(figures)
+                if frame.number in drawn:
+                    shown[frame.number] = picture_of(frame, scores)
+        images[frame.number] = figures
+
+    images, shown, heat = in_order(images), in_order(shown), in_order(heat)
+    ranking, pooled = merged(ranking), {name: merged(metrics) for name, metrics in pooled.items()}
+    sizes = benchmark.component_sizes
+    components = {name: component_figures(pooled[name], maps[name], sizes) for name in names} if sizes else {}
+    memory = list(from_all_processes(peak_memory(device)))
+    if rank():
+        return None
 
     results = {"dataset": args.dataset, "weights": args.params, "network": args.network or benchmark.network}
     tables = {}
     if pooled:
         results["pooled"] = {name: metrics.compute() for name, metrics in pooled.items()}
         tables[f"{benchmark.title}, the pixels of all {len(images)} images pooled"] = figure_table(results["pooled"])
-    if benchmark.component_sizes:
-        results["components"] = {
-            name: component_figures(pooled[name], maps[name], benchmark.component_sizes) for name in names
-        }
-        tables[f"{benchmark.title}, connected components"] = component_table(results["components"])
-        for name, figures in results["components"].items():
+    if components:
+        results["components"] = components
+        tables[f"{benchmark.title}, connected components"] = component_table(components)
+        for name, figures in components.items():
             results["pooled"][name] |= {key: figures[key] for key in COMPONENT_FIGURES}
     if not benchmark.pooled:
         results["mean_of_images"] = {name: mean_of_images([image[name] for image in images]) for name in names}
@@ -183,8 +204,8 @@ def main(argv=None):
     results["pixels"] = {
         kind: sum(image[names[0]][f"{kind}_pixels"] for image in images) for kind in ("inlier", "outlier", "ignored")
     }
-    results["heat_range"] = {name: heat_range(samples) for name, samples in heat.items()}  # for predict.py
-    results["peak_memory_bytes"] = peak_memory(device)
+    results["heat_range"] = {name: heat_range([samples[name] for samples in heat]) for name in names}  # for predict.py
+    results["peak_memory_bytes"] = max(memory)
     results["record"] = record
     write_results(args.folder, results | {"images": images}, tables)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in results["pixels"].items())
@@ -216,12 +237,15 @@ def score_names(asked: list[str] | None, hybrid: bool) -> list[str]:
 
 
 def component_figures(metrics: AnomalyMetrics, maps: list[tuple], sizes: dict[str, int]) -> dict:
-    """sIoU, PPV and F1 at the threshold of the best F1 of pixels, over (scores, labels) of all frames."""
-    threshold, pixel_f1 = metrics.best_f1_threshold()
+    """sIoU, PPV and F1 at the threshold of the best F1 of pixels, over (scores, labels) of all frames.
+
+    Of several processes each looks at its own frames, and process 0 gets the figures of all.
+    """
+    threshold, pixel_f1 = from_process_0(metrics.best_f1_threshold())
     components = ComponentMetrics(threshold, **sizes)
     for scores, labels in maps:
         components.update(scores, labels)
-    return components.compute() | {"threshold": threshold, "pixel_F1": pixel_f1}
+    return merged(components).compute() | {"threshold": threshold, "pixel_F1": pixel_f1}
 
 
 def component_table(figures: dict[str, dict]) -> list[list]:
@@ -257,10 +281,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def figure_table(figures: dict[str, dict]) -> list[list]:
-    return [
-        ["score", *(f"{name} %" for name in FIGURES)],
-        *([score, *(figure[name] for name in FIGURES)] for score, figure in figures.items()),
-    ]
+    """A last column says how far off the figures of a score can be, where they are not exact."""
+    rows = [["score", *(f"{name} %" for name in FIGURES)]]
+    rows += [[score, *(figure[name] for name in FIGURES)] for score, figure in figures.items()]
+    if any("AP_error" in figure for figure in figures.values()):
+        errors = [max(figure[f"{name}_error"] for name in FIGURES) for figure in figures.values()]
+        cells = ["none is further off, % points", *(f"{100 * error:.4f}" for error in errors)]
+        rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
+    return rows
 
 
 if __name__ == "__main__":

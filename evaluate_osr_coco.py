@@ -5,7 +5,7 @@
 A pixel is "unknown" where its score reaches the threshold, else its most probable class. The threshold finds 95 % of
 the outlier pixels of the validation photographs themselves, at full resolution, as in the release. The network slides
 over a photograph in windows, and the score takes the averaged logits; the release takes their softmax for logits,
-which --released_scoring restores.
+which --released_scoring restores. With torchrun --nproc_per_node N in the place of python, N GPUs share the images.
 """
 
 import math
@@ -26,14 +26,17 @@ from engine import (
     write_results,
 )
 from engine.curves import distribution_of
+from engine.evaluate import PRECISIONS
 from engine.pictures import heat_range, heat_sample
+from engine.processes import from_process_0, in_order, main_process_first, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
-from models import ReleasedScoring, load_weights, segmenter, segmenter_dataset_head
+from models import ReleasedScoring, fast_inference, load_weights, segmenter, segmenter_dataset_head
 
 
 def main(argv=None):
+    """The results, as results.json has them; of several processes, process 0 has them, and the others None."""
     parser = script_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="COCO, the folder with images/, labels/ and labels.txt")
     parser.add_argument("--model", required=True, help="weights of a Segmenter, closed-set or hybrid")
@@ -59,10 +62,16 @@ def main(argv=None):
         default=6,
         help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the network (default float32); bfloat16 is faster on a GPU and moves the figures a little",
+    )
     args = parser.parse_args(argv)
     if not 0 < args.tpr <= 1:
         parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
-    device = choose_device(args.device)
+    device = choose_device(args.device, several_processes=True)
 
     head = segmenter_dataset_head(args.model)
     score_name = args.score or ("hybrid" if head else "max_logit")
@@ -71,34 +80,39 @@ def main(argv=None):
             f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
     network = segmenter(COCO20.num_classes, bool(head), args.heads, head or "decoder")
-    model = SlidingWindows(
-        load_weights(network, args.model).to(device), args.window, args.window_stride, at_a_time=8, enlarge=True
-    )
+    network = fast_inference(load_weights(network, args.model)).to(device)
+    model = SlidingWindows(network, args.window, args.window_stride, at_a_time=8, enlarge=True)
     if args.released_scoring:
         model = ReleasedScoring(model)
-    dataset = COCO20(args.dataroot, "validation", workers=args.workers, list_folder=args.folder)
+    with main_process_first():
+        dataset = COCO20(args.dataroot, "validation", workers=args.workers, list_folder=args.folder)
     record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.model, device)
 
     # One pass: what the threshold decides on is kept, 6 bytes for each pixel of a thing.
     anomaly, closed, opened = AnomalyMetrics(), *(ConfusionMatrix(COCO20.num_classes) for _ in range(2))
-    kept, shown, heat, ranking = [], [], [], FrameRanking(math.ceil(args.pictures / 2))
+    kept, shown, heat, ranking = [], {}, {}, FrameRanking(math.ceil(args.pictures / 2))
     drawn = evenly_spread(args.pictures, len(dataset))
-    for number, frame in enumerate(evaluated_frames(model, dataset, device, args.workers)):
+    for frame in evaluated_frames(model, dataset, device, args.workers, precision=args.precision):
         scores = anomaly_score(score_name, frame.class_logits, frame.dataset_logits)
         prediction = frame.class_logits.argmax(1)
-        heat.append(heat_sample(scores))
+        heat[frame.number] = heat_sample(scores)
         anomaly.update(scores, frame.labels)
         closed.update(prediction, frame.labels)
         ranking.add(frame, scores)
         kept.append(labelled_pixels(scores, prediction, frame.labels))
-        if number in drawn:
-            shown.append(picture_of(frame, scores))
+        if frame.number in drawn:
+            shown[frame.number] = picture_of(frame, scores)
 
-    threshold = anomaly.threshold(args.tpr)
+    anomaly = merged(anomaly)
+    threshold = from_process_0(anomaly.threshold(args.tpr))
     if threshold != threshold:
         raise ValueError(f"no pixel of an unknown thing in {args.dataroot}: no threshold can be taken from it")
     for scores, prediction, labels in kept:
         opened.update(np.where(scores >= threshold, COCO20.num_classes, prediction), labels)
+    shown, heat = in_order(shown), in_order(heat)
+    closed, opened, ranking = merged(closed), merged(opened), merged(ranking)
+    if rank():
+        return None
 
     def with_open_prediction(picture):
         unknown = picture.scores >= threshold

@@ -5,7 +5,8 @@
 A pixel is "unknown" where its score reaches the threshold, else its most probable class. The threshold for town t5
 finds 95 % of the outlier pixels of town t6, and the other way round; it is calibrated on score maps at half
 resolution and applied at full resolution, as in the release. Towns carry their true names: the released code swaps
-them. The release takes a score above the threshold for unknown; here one equal to it is, too.
+them. The release takes a score above the threshold for unknown; here one equal to it is, too. With torchrun
+--nproc_per_node N in the place of python, N GPUs share the images.
 """
 
 import math
@@ -25,16 +26,19 @@ from engine import (
     write_results,
 )
 from engine.curves import distribution_of
+from engine.evaluate import PRECISIONS
 from engine.pictures import heat_range, heat_sample
+from engine.processes import from_process_0, in_order, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
-from models import has_dataset_head, ladder_densenet121, load_weights
+from models import fast_inference, has_dataset_head, ladder_densenet121, load_weights
 
 TOWNS = {"t5": "t6", "t6": "t5"}  # evaluated town -> the town that its threshold comes from
 
 
 def main(argv=None):
+    """The results, as results.json has them; of several processes, process 0 has them, and the others None."""
     parser = script_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
     parser.add_argument("--model", required=True, help="weights of an LDN-121, closed-set or hybrid")
@@ -56,17 +60,24 @@ def main(argv=None):
         default=6,
         help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the network (default float32); bfloat16 is faster on a GPU and moves the figures a little",
+    )
     args = parser.parse_args(argv)
     if not 0 < args.tpr <= 1:
         parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
-    device = choose_device(args.device)
+    device = choose_device(args.device, several_processes=True)
 
     towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
     hybrid = has_dataset_head(args.model)
     score_name = args.score or ("hybrid" if hybrid else "max_logit")
     images = sum(len(dataset) for dataset in towns.values())
     record = evaluation_record(__file__, argv, args.dataroot, images, args.model, device)
-    model = load_weights(ladder_densenet121(StreetHazards.num_classes, hybrid), args.model).to(device)
+    model = load_weights(ladder_densenet121(StreetHazards.num_classes, hybrid), args.model)
+    model = fast_inference(model).to(device)
 
     def score(frame):
         return anomaly_score(score_name, frame.class_logits, frame.dataset_logits)
@@ -74,28 +85,38 @@ def main(argv=None):
     calibrated, distributions = {}, {}
     for town, dataset in towns.items():
         anomaly = AnomalyMetrics()
-        for frame in evaluated_frames(model, dataset, device, args.workers, f"calibrating on {town}"):
+        for frame in evaluated_frames(model, dataset, device, args.workers, f"calibrating on {town}", args.precision):
             anomaly.update(*halved(score(frame), frame.labels))
-        calibrated[town] = anomaly.threshold(args.tpr)
+        anomaly = merged(anomaly)
+        calibrated[town] = from_process_0(anomaly.threshold(args.tpr))
         if calibrated[town] != calibrated[town]:
             raise ValueError(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
         distributions[f"{score_name}, {town} at half resolution"] = distribution_of(anomaly, args.tpr)
 
-    figures, shown, heat, ranking = {}, [], [], FrameRanking(math.ceil(args.pictures / 2))
+    shown, heat, ranking, before = {}, {}, FrameRanking(math.ceil(args.pictures / 2)), 0
+    closed, opened = ({town: ConfusionMatrix(StreetHazards.num_classes) for town in towns} for _ in range(2))
     for town, dataset in towns.items():
-        threshold = calibrated[TOWNS[town]]
-        closed, opened = (ConfusionMatrix(StreetHazards.num_classes) for _ in range(2))
         drawn = evenly_spread(math.ceil(args.pictures / len(towns)), len(dataset))
-        for number, frame in enumerate(evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}")):
+        for frame in evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}", args.precision):
+            number = before + frame.number  # among the frames of both towns
             prediction, scores = frame.class_logits.argmax(1), score(frame)
-            heat.append(heat_sample(scores))
-            closed.update(prediction, frame.labels)
-            prediction[scores >= threshold] = StreetHazards.num_classes
-            opened.update(prediction, frame.labels)
-            ranking.add(frame, scores, prediction)
-            if number in drawn:
-                shown.append(picture_of(frame, scores, prediction))
-        figures[town] = town_figures(len(dataset), threshold, closed, opened)
+            heat[number] = heat_sample(scores)
+            closed[town].update(prediction, frame.labels)
+            prediction[scores >= calibrated[TOWNS[town]]] = StreetHazards.num_classes
+            opened[town].update(prediction, frame.labels)
+            ranking.add(frame._replace(number=number), scores, prediction)
+            if frame.number in drawn:
+                shown[number] = picture_of(frame, scores, prediction)
+        before += len(dataset)
+    shown, heat, ranking = in_order(shown), in_order(heat), merged(ranking)
+    closed, opened = ({town: merged(matrix) for town, matrix in each.items()} for each in (closed, opened))
+    if rank():
+        return None
+
+    figures = {
+        town: town_figures(len(dataset), calibrated[TOWNS[town]], closed[town], opened[town])
+        for town, dataset in towns.items()
+    }
     figures["total"] = total_figures(list(figures.values()))
 
     means = {"mIoU": "closed mIoU %", "open_mIoU": "open-mIoU %", "mIoU_with_unknown": "mIoU with unknown %"}

@@ -1,45 +1,133 @@
 """Running a model over a data set, and writing down what came out."""
 
+import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from engine.checkpoint import write_whole
 from engine.loader import batches, evaluation_loader, to_device
 from engine.pictures import Picture
-from metrics import AnomalyMetrics, ConfusionMatrix
+from engine.processes import from_process_0, merged, progress_bar, rank, world_size
+from metrics import BoundedAnomalyMetrics, ConfusionMatrix
+
+PRECISIONS = ("float32", "bfloat16")  # of the network's forward pass; what comes out is float32
 
 
 class Frame(NamedTuple):
     """One evaluated image, batch size 1."""
 
+    number: int  # in the data set, from 0
     name: str
     image: Tensor  # (1, 3, H, W) in 0..1
     labels: Tensor  # (1, H, W)
-    class_logits: Tensor  # (1, K, H, W)
-    dataset_logits: Tensor | None  # (1, 2, H, W); None for a closed-set model
+    class_logits: Tensor  # (1, K, H, W) float32
+    dataset_logits: Tensor | None  # (1, 2, H, W) float32; None for a closed-set model
 
 
 def evaluated_frames(
-    model: nn.Module, dataset: Dataset, device: torch.device, workers: int = 0, title: str = "evaluating"
+    model: nn.Module,
+    dataset: Dataset,
+    device: torch.device,
+    workers: int = 0,
+    title: str = "evaluating",
+    precision: str = "float32",
 ) -> Iterator[Frame]:
-    """Each frame of the data set through the model once, in order, in eval mode, without gradients."""
+    """Each frame of the data set through the model once, in order, in eval mode, without gradients.
+
+    Of several processes each has its share: every world_size()-th frame, from number rank() on. The network runs in a
+    thread, one frame ahead of the one that the caller is given; on a GPU in a stream of its own.
+
+    precision  of the forward pass, one of PRECISIONS
+    raises     MemoryError where a GPU's memory does not suffice for a frame; what a file of the data set raises,
+               after the frames before it
+    """
     model.eval().to(memory_format=torch.channels_last)
-    with tqdm(total=len(dataset), desc=title, leave=False, dynamic_ncols=True, disable=None) as bar:
-        for tensors, names in batches(evaluation_loader(dataset, workers, device)):
-            image, labels = to_device(tensors, device)
-            with torch.inference_mode():
-                output = model(image)
-            class_logits, dataset_logits = output if isinstance(output, tuple) else (output, None)
-            yield Frame(names[0], image, labels, class_logits, dataset_logits)
+    share = range(rank(), len(dataset), world_size())
+    loader = evaluation_loader(dataset, workers, device, process=rank(), processes=world_size())
+    samples = ((number, names[0], tensors) for number, (tensors, names) in zip(share, batches(loader), strict=True))
+    with progress_bar(len(share), title) as bar:
+        for frame in one_ahead(Forward(model, device, precision), samples):
+            yield frame
             bar.update()
+
+
+class Forward:
+    """(number, name, tensors of a batch) -> Frame, whole and ready for whoever made this object."""
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str):
+        self.model, self.device = model, device
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        if device.type == "cuda":
+            self.callers = torch.cuda.current_stream(device)
+            self.stream = stream_of_the_network(device)
+            self.stream.wait_stream(self.callers)  # what it was asked for before, such as the weights
+
+    @torch.inference_mode()
+    def __call__(self, sample: tuple[int, str, list[Tensor]]) -> Frame:
+        number, name, tensors = sample
+        try:
+            if self.device.type != "cuda":
+                return Frame(number, name, *self.forward(tensors))
+            with torch.cuda.stream(self.stream):
+                frame = Frame(number, name, *self.forward(tensors))
+                self.stream.synchronize()
+        except torch.OutOfMemoryError as error:
+            height, width = tensors[0].shape[-2:]
+            raise MemoryError(
+                f"{self.device} has not enough memory for {name}, {width} x {height} pixels "
+                f"({str(error).splitlines()[0]}): --precision bfloat16 takes less, and so does a smaller --tile or "
+                "--window where the script has it; or take a GPU with more memory, on which nothing else runs"
+            ) from error
+        for tensor in frame:
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(self.callers)  # its memory is free once the caller's work on it is done
+        return frame
+
+    def forward(self, tensors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Image, labels, class and dataset logits, as a Frame has them."""
+        image, labels = to_device(tensors, self.device)
+        with self.autocast:
+            output = self.model(image)
+        class_logits, dataset_logits = output if isinstance(output, tuple) else (output, None)
+        return image, labels, class_logits.float(), None if dataset_logits is None else dataset_logits.float()
+
+
+@functools.cache
+def stream_of_the_network(device: torch.device) -> torch.cuda.Stream:
+    """One for all evaluations: memory that was used in one stream is not used again in another."""
+    return torch.cuda.Stream(device)
+
+
+def one_ahead(function: Callable[[Any], Any], inputs: Iterable) -> Iterator:
+    """function(each input) in order, computed in a thread while the caller is busy with the one before.
+
+    Inputs are taken in the caller's thread. What an input or the function raises comes in its turn, as it is.
+    """
+
+    def submitted() -> Iterator[Future]:
+        try:
+            for each in inputs:
+                yield thread.submit(function, each)
+        except Exception as error:
+            failed = Future()
+            failed.set_exception(error)
+            yield failed
+
+    thread = ThreadPoolExecutor(1, "network")
+    try:
+        for result, _ in pairwise(chain(submitted(), [None])):
+            yield result.result()
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def picture_of(frame: Frame, scores: Tensor, open_prediction: Tensor | None = None) -> Picture:
@@ -52,11 +140,14 @@ def picture_of(frame: Frame, scores: Tensor, open_prediction: Tensor | None = No
 def closed_set_figures(
     model: nn.Module, dataset: Dataset, num_classes: int, device: torch.device, workers: int = 0
 ) -> dict[str, float]:
-    """{"mIoU": fraction} of the most probable class, over the pixels of known classes."""
+    """{"mIoU": fraction} of the most probable class, over the pixels of known classes.
+
+    Of several processes each evaluates its share, and all get the figure of all frames.
+    """
     confusion = ConfusionMatrix(num_classes)
     for frame in evaluated_frames(model, dataset, device, workers, "validating"):
         confusion.update(frame.class_logits.argmax(1), frame.labels)
-    return {"mIoU": confusion.miou()}
+    return from_process_0({"mIoU": merged(confusion).miou()})
 
 
 def anomaly_figures(
@@ -66,11 +157,17 @@ def anomaly_figures(
     device: torch.device,
     workers: int = 0,
 ) -> dict[str, float]:
-    """{"AP", "FPR95"}, fractions, of score(class_logits, dataset_logits) over the pixels of all frames."""
-    anomaly = AnomalyMetrics()
+    """{"AP", "FPR95"}, fractions, of score(class_logits, dataset_logits) over the pixels of all frames.
+
+    Of several processes each evaluates its share, and all get the figures of all frames.
+
+    For validation: in 96 MiB, however many pixels there are, where exact figures would keep 4 bytes of each in process
+    0. They may be as far off as BoundedAnomalyMetrics says, a few ten-thousandths.
+    """
+    anomaly = BoundedAnomalyMetrics()
     for frame in evaluated_frames(model, dataset, device, workers, "validating"):
         anomaly.update(score(frame.class_logits, frame.dataset_logits), frame.labels)
-    figures = anomaly.compute()
+    figures = from_process_0(merged(anomaly).compute())
     return {name: figures[name] for name in ("AP", "FPR95")}
 
 

@@ -30,6 +30,7 @@ from engine.page import (
     page,
 )
 from engine.pictures import Colours, Picture, save_pictures
+from engine.processes import world_size
 from engine.run import git_revision
 from metrics import AnomalyMetrics
 
@@ -68,6 +69,7 @@ def evaluation_record(
             "numpy": np.__version__,
         },
         "device": str(device) + gpu,
+        "processes": world_size(),
     }
     return json.loads(json.dumps(record, default=str))
 
@@ -108,6 +110,7 @@ def published_row(line: dict, known: dict) -> list[str]:
 
 
 class RankedFrame(NamedTuple):
+    number: int
     name: str
     ap: float
     picture: Picture
@@ -117,12 +120,13 @@ class FrameRanking:
     """The AP of every frame, and pictures of the `keep` best and the `keep` worst; of equal APs the earlier frame's.
 
     A frame without outliers, or with nothing else, has no AP and no place. Pictures wider than 2 * RANKED_WIDTH are
-    thinned, so that some megabytes are kept, however many and large the frames.
+    thinned, so that some megabytes are kept, however many and large the frames. The frames may come in any order:
+    what counts is their numbers, of which each comes once.
     """
 
     def __init__(self, keep: int):
         self.keep = keep
-        self.ap: dict[str, float | None] = {}
+        self._aps: dict[int, tuple[str, float | None]] = {}  # by the frame's number
         self._best: list[RankedFrame] = []
         self._worst: list[RankedFrame] = []
 
@@ -130,16 +134,34 @@ class FrameRanking:
         """ap  of these scores, where it is known already"""
         if ap is None:
             ap = AnomalyMetrics().update(scores, frame.labels).compute()["AP"]
-        self.ap[frame.name] = None if ap != ap else ap
+        self._aps[frame.number] = frame.name, None if ap != ap else ap
         if ap != ap:
             return
-        picture = None
-        for kept, sign in ((self._best, -1), (self._worst, 1)):
-            if len(kept) < self.keep or (kept and sign * ap < sign * kept[-1].ap):
-                picture = picture or thinned(picture_of(frame, scores, open_prediction))
-                kept.append(RankedFrame(frame.name, ap, picture))
-                kept.sort(key=lambda ranked, sign=sign: sign * ranked.ap)  # stable: earlier frames first
-                del kept[self.keep :]
+        ranked = RankedFrame(frame.number, frame.name, ap, None)
+        for kept, place in ((self._best, best_first), (self._worst, worst_first)):
+            if len(kept) < self.keep or (kept and place(ranked) < place(kept[-1])):
+                if ranked.picture is None:
+                    ranked = ranked._replace(picture=thinned(picture_of(frame, scores, open_prediction)))
+                kept.append(ranked)
+        self._keep_few()
+
+    def merge(self, other: "FrameRanking") -> "FrameRanking":
+        """Takes over the frames of another, as if they had been added here; returns itself."""
+        self._aps |= other._aps
+        self._best += other._best
+        self._worst += other._worst
+        self._keep_few()
+        return self
+
+    def _keep_few(self) -> None:
+        for kept, place in ((self._best, best_first), (self._worst, worst_first)):
+            kept.sort(key=place)
+            del kept[self.keep :]
+
+    @property
+    def ap(self) -> dict[str, float | None]:
+        """By the frame's name, in the order of the frames' numbers."""
+        return dict(self._aps[number] for number in sorted(self._aps))
 
     def redraw(self, change: Callable[[Picture], Picture]) -> None:
         """Change every kept picture, as when a threshold is known only after all frames."""
@@ -155,6 +177,14 @@ class FrameRanking:
             for kind, frames in (("best", self._best), ("worst", worst))
             for place, frame in enumerate(frames, 1)
         }
+
+
+def best_first(frame: RankedFrame) -> tuple[float, int]:
+    return -frame.ap, frame.number
+
+
+def worst_first(frame: RankedFrame) -> tuple[float, int]:
+    return frame.ap, frame.number
 
 
 def thinned(picture: Picture) -> Picture:

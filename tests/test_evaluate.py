@@ -1,5 +1,11 @@
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +17,21 @@ from tiny import CPU
 from torch import nn
 from torch.utils.data import Dataset
 
-from engine import pictures
-from engine.evaluate import anomaly_figures, closed_set_figures, evaluated_frames, markdown_table, write_results
+from engine import pictures, run_script
+from engine.evaluate import (
+    anomaly_figures,
+    closed_set_figures,
+    evaluated_frames,
+    markdown_table,
+    one_ahead,
+    write_results,
+)
 from engine.run import Run
 from engine.train import RunLog
 from labels import IGNORE, OUTLIER
+from metrics import BoundedAnomalyMetrics
+
+PROJECT = Path(__file__).resolve().parent.parent
 
 # Evaluation
 
@@ -93,6 +109,178 @@ def test_anomaly_figures_are_those_of_all_pixels_together():
     ap = sklearn.metrics.average_precision_score(outlier, scores[scored])
     figures = anomaly_figures(TwoHeads(), dataset, score, CPU)
     assert figures == pytest.approx({"AP": ap, "FPR95": false[true >= 0.95][0]})
+
+
+def test_bounded_anomaly_figures_are_as_far_off_as_is_stated_at_most():
+    class Twice(nn.Module):
+        def forward(self, images):
+            return images, images[:, :2]
+
+    def score(class_logits, dataset_logits):
+        return class_logits[:, 0] - class_logits[:, 1]  # some differ in their last bits alone
+
+    inputs = Twice(), Pairs()
+    stated = BoundedAnomalyMetrics()
+    for frame in evaluated_frames(*inputs, CPU):
+        stated.update(score(frame.class_logits, None), frame.labels)
+    exact, bounded = (anomaly_figures(*inputs, score, CPU, bounded=bounded) for bounded in (False, True))
+    stated = stated.compute()
+    for name, figure in bounded.items():
+        assert figure == stated[name] and abs(figure - exact[name]) <= stated[f"{name}_error"] < 0.05
+    assert bounded["AP"] != exact["AP"]
+
+
+# One frame ahead
+
+
+def threads_of_the_network():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("network")]
+
+
+def test_what_comes_next_is_worked_on_while_the_caller_is_busy_and_no_more_than_that():
+    begun, inputs = [], iter(range(5))
+
+    def double(number):
+        begun.append(number)
+        return 2 * number
+
+    results = one_ahead(double, inputs)
+    for number in range(4):
+        assert next(results) == 2 * number
+        waited = time.monotonic()
+        while len(begun) < number + 2 and time.monotonic() < waited + 10:
+            time.sleep(0.001)  # the caller's work
+        time.sleep(0.01)
+        assert begun == list(range(number + 2))
+    assert list(results) == [8] and list(one_ahead(double, [])) == [] and not threads_of_the_network()
+
+
+@pytest.mark.parametrize("broken", ["input", "function"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_error_comes_as_it_is_in_its_turn(at, broken):
+    error = ValueError("the very one")
+
+    def inputs():
+        for number in range(3):
+            if broken == "input" and number == at:
+                raise error
+            yield number
+
+    def function(number):
+        if broken == "function" and number == at:
+            raise error
+        return number
+
+    results = one_ahead(function, inputs())
+    assert [next(results) for _ in range(at)] == list(range(at))
+    with pytest.raises(ValueError) as raised:
+        next(results)
+    assert raised.value is error and not threads_of_the_network()
+
+
+def test_whoever_stops_early_leaves_no_thread_behind():
+    results = one_ahead(lambda number: number, range(9))
+    assert next(results) == 0 and len(threads_of_the_network()) == 1
+    del results
+    assert not threads_of_the_network()
+    with pytest.raises(ZeroDivisionError):
+        for _ in one_ahead(lambda number: number, range(9)):
+            raise ZeroDivisionError
+    assert not threads_of_the_network()
+
+
+def test_a_frame_that_is_broken_or_too_much_for_the_memory_is_one_line():
+    class Full(nn.Module):
+        def forward(self, images):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nAnd more")
+
+    class Broken(Pairs):
+        def __getitem__(self, index):
+            if index == 2:
+                raise ValueError("frame_2.png is broken")
+            return super().__getitem__(index)
+
+    endings = []
+    for model, dataset in ((Full(), Pairs()), (nn.Conv2d(3, 4, 1), Broken())):
+        with pytest.raises(SystemExit) as ending:
+            run_script(lambda model=model, dataset=dataset: list(evaluated_frames(model, dataset, CPU)))
+        endings.append(ending.value.code)
+    assert endings[0].startswith("error: cpu has not enough memory for frame_0.png, 8 x 6 pixels (CUDA out of memory.")
+    assert "3 GiB.): --precision bfloat16" in endings[0] and "--tile" in endings[0] and "\n" not in endings[0]
+    assert endings[1] == "error: frame_2.png is broken"
+
+
+ENDINGS = """
+import sys, time
+sys.path[:0] = {folders!r}
+import torch
+from tiny import CPU, Specks
+from engine import evaluated_frames, run_script
+
+class Slow(torch.nn.Module):
+    def forward(self, images):
+        time.sleep(0.2)
+        return images
+
+def main():
+    frames = evaluated_frames(Slow(), Specks(), CPU, workers=1)
+    print(next(frames).name, flush=True)
+    if {how!r} == "exit":
+        globals()["kept"] = frames
+        sys.exit(3)
+    time.sleep(60)
+
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit", 3), ("ctrl-c", 130)])
+def test_a_script_that_ends_in_the_middle_of_an_evaluation_ends_at_once(how, code, tmp_path):
+    folders = [str(PROJECT), str(PROJECT / "tests")]
+    (tmp_path / "script.py").write_text(ENDINGS.format(folders=folders, how=how))
+    words = [sys.executable, "-W", "error::ResourceWarning", tmp_path / "script.py"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               start_new_session=True)  # fmt: skip
+    assert process.stdout.readline() == "speck_0.png\n"
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader process too
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == code and "Traceback" not in printed and "Error" not in printed, printed
+
+
+def test_bfloat16_rounds_the_networks_products_and_float32_does_not():
+    torch.manual_seed(0)
+    model, dataset = nn.Conv2d(3, 4, 3, padding=1), Pairs()
+    rounded, exact = (
+        [frame.class_logits for frame in evaluated_frames(model, dataset, CPU, precision=precision)]
+        for precision in ("bfloat16", "float32")
+    )
+    for (image, *_), few, many in zip(dataset.frames, rounded, exact, strict=True):
+        image = image[None].float().contiguous(memory_format=torch.channels_last) / 255
+        with torch.inference_mode():
+            assert torch.equal(many, model(image))
+        assert few.dtype == many.dtype == torch.float32 and not torch.equal(few, many)
+        assert torch.equal(few, few.bfloat16().float())
+        torch.testing.assert_close(few, many, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_frames_on_a_gpu_stay_whole_while_the_caller_lags_behind():
+    class Large(Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            image = torch.full((3, 1024, 1024), index, dtype=torch.uint8)
+            return image, image[0], f"frame {index}"
+
+    device, totals, weight = torch.device("cuda"), [], torch.rand(2048, 2048, device="cuda")
+    for frame in evaluated_frames(nn.Identity(), Large(), device, workers=2):
+        for _ in range(50):
+            weight = (weight @ weight).clamp(0, 1)  # the GPU has its hands full when the caller is done with the frame
+        totals.append((frame.class_logits.double().mean() + 0 * weight.sum(), frame.labels.double().mean()))
+    for number, (pixels, labels) in enumerate(totals):
+        assert pixels.item() == pytest.approx(number / 255, rel=1e-6) and labels.item() == number
 
 
 def test_tables_show_percent_and_leave_undefined_cells_empty():
@@ -192,7 +380,7 @@ def test_a_legend_breaks_where_the_sheet_ends():
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file here that is always full")
 def test_a_disk_that_is_full_when_the_log_is_written_is_told_of_once(tmp_path):
-    log = RunLog(Run(tmp_path, CPU, seed=0, workers=0, resume=False, record={}), steps_done=0)
+    log = RunLog(Run(tmp_path, CPU, seed=0, workers=0, resume=False, compile=False, record={}), steps_done=0)
     log.file.close()
     log.file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
     with pytest.raises(OSError, match=r"could not write .*No space left.*--resume"):

@@ -194,7 +194,7 @@ def frames_of_every_kind(count, seed=0):
         if number in (3, 8):
             scores = (labels == OUTLIER).float()  # a perfect frame, twice
         image = torch.full((1, 3, 6, 8), number / 100)
-        yield Frame(f"frame {number}", image, labels, torch.rand(1, 12, 6, 8, generator=draw), None), scores
+        yield Frame(number, f"frame {number}", image, labels, torch.rand(1, 12, 6, 8, generator=draw), None), scores
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -233,7 +233,7 @@ def test_a_wide_frame_is_thinned_and_nothing_of_it_is_kept_whole():
     labels = torch.zeros(1, 1024, 2048, dtype=torch.long)
     labels[:, :500] = OUTLIER
     scores = torch.rand(1, 1024, 2048)
-    ranking.add(Frame("wide", torch.rand(1, 3, 1024, 2048), labels, torch.rand(1, 2, 1024, 2048), None), scores)
+    ranking.add(Frame(0, "wide", torch.rand(1, 3, 1024, 2048), labels, torch.rand(1, 2, 1024, 2048), None), scores)
     picture = next(iter(ranking.captioned().values()))
     assert picture.labels.shape == picture.scores.shape == picture.image.shape[1:] == (342, 683)
     np.testing.assert_array_equal(picture.scores, scores[0, ::3, ::3])
