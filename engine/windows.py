@@ -50,7 +50,14 @@ class SlidingWindows(nn.Module):
             output = self.model(torch.cat([images[place] for place in some]))
             outputs = output if isinstance(output, tuple) else (output,)
             if sums is None:
-                sums = [logits.new_zeros(len(images), logits.shape[1], height, width) for logits in outputs]
+                # Added up in float32 at least, whatever autocast made of them.
+                sums = [
+                    images.new_zeros(
+                        (len(images), logits.shape[1], height, width),
+                        dtype=torch.promote_types(logits.dtype, torch.float32),
+                    )
+                    for logits in outputs
+                ]
             for total, logits in zip(sums, outputs, strict=True):
                 for place, part in zip(some, logits.split(len(images)), strict=True):
                     total[place] += part

@@ -111,7 +111,6 @@ def test_a_killed_process_ends_the_run_and_any_number_goes_on(shared, street_haz
 )
 def test_a_batch_that_cannot_be_dealt_out_is_refused(changes, message, monkeypatch, street_hazards, ade20k):
 
-
     monkeypatch.setenv("WORLD_SIZE", "2")
     numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in (NUMBERS | changes).items()}
     recipe = RealNegativesRecipe(**numbers)

@@ -122,3 +122,14 @@ def test_a_network_of_one_output_gives_one():
 def test_no_windows_at_a_time_are_refused():
     with pytest.raises(ValueError, match="0 windows at a time"):
         SlidingWindows(nn.Identity(), 8, 4, at_a_time=0)
+
+
+def test_windows_of_narrow_logits_are_added_up_in_float32():
+    class Narrow(nn.Module):
+        def forward(self, images):
+            return (1 + images[:, :1] / 128).bfloat16()  # steps that bfloat16 holds, and sums of three do not
+
+    image = torch.randint(0, 2, (1, 3, 8, 16), generator=torch.Generator().manual_seed(0)).float()
+    mean = SlidingWindows(Narrow(), window=8, stride=3)(image)
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean, 1 + image[:, :1] / 128, rtol=1e-7, atol=0)
