@@ -101,6 +101,10 @@ def experiments() -> dict[str, dict]:
     return found
 
 
+def told(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -108,21 +112,21 @@ def main():
     print(f"Python {platform.python_version()}, torch {torch.__version__}; on paper: no GPU was used\n")
     columns = [(gpu, precision) for gpu in GPUS for precision in SHARE]
     head = ["experiment", "epochs x images", "TFLOPs a crop", "PFLOPs in all"]
-    head += [f"hours, {gpu} {precision}, one / eight" for gpu, precision in columns]
+    head += [f"{gpu} {precision}, one / eight" for gpu, precision in columns]
     rows = []
     for name, cost in experiments().items():
         hours = [cost["flops"] / (GPUS[gpu][precision] * SHARE[precision]) / 3600 for gpu, precision in columns]
         cost["hours"] = {f"{gpu} {precision}": hour for (gpu, precision), hour in zip(columns, hours, strict=True)}
         cells = [name, f"{cost['epochs']} x {cost['images']}", f"{cost['flops_per_crop'] / 1e12:.2f}"]
         cells += [f"{math.ceil(cost['flops'] / 1e15):,}"]
-        rows.append((cost | {"what": name}, cells + [f"{hour:.1f} / {hour / 8 / EIGHT:.1f}" for hour in hours]))
+        rows.append((cost | {"what": name}, cells + [f"{told(hour)} / {told(hour / 8 / EIGHT)}" for hour in hours]))
     for cells in (head, ["---"] * len(head), *(cells for _, cells in rows)):
         print("| " + " | ".join(cells) + " |")
-    told = ", ".join(f"{share:.0%} of the peak in {precision}" for precision, share in SHARE.items())
-    print(f"\nassumed: {told}; eight GPUs {8 * EIGHT:g} times as fast as one")
+    assumed = ", ".join(f"{share:.0%} of the peak in {precision}" for precision, share in SHARE.items())
+    print(f"\nassumed: {assumed}; eight GPUs {8 * EIGHT:g} times as fast as one")
     if args.json:
         costs = [cost for cost, _ in rows]
-        args.json.write_text(json.dumps({"benchmark": "training_cost", "setting": told, "rows": costs}, indent=1))
+        args.json.write_text(json.dumps({"benchmark": "training_cost", "setting": assumed, "rows": costs}, indent=1))
 
 
 if __name__ == "__main__":
