@@ -34,7 +34,7 @@ from engine import SlidingWindows, choose_device, evaluated_frames, run_script, 
 from engine.checkpoint import write_whole
 from losses import hybrid_score
 from metrics import AnomalyMetrics
-from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights
+from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_weights
 
 NETWORKS = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}
 DTYPES = {"smiyc": np.dtype(np.float16), "fishyscapes": np.dtype(np.float32)}
@@ -87,7 +87,7 @@ def main(argv=None):
     if not has_dataset_head(args.params):
         raise ValueError(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
     device = choose_device(args.device)
-    model = load_weights(NETWORKS[args.network](args.num_classes, True), args.params).to(device)
+    model = fast_inference(load_weights(NETWORKS[args.network](args.num_classes, True), args.params)).to(device)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
     settings = {

@@ -37,7 +37,15 @@ from engine import SlidingWindows, batches, choose_device, evaluation_loader, ru
 from engine.checkpoint import sha256, write_whole
 from engine.pictures import Drawing, heat_range
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
-from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
+from models import (
+    deeplabv3plus,
+    fast_inference,
+    has_dataset_head,
+    ladder_densenet121,
+    load_weights,
+    segmenter,
+    segmenter_dataset_head,
+)
 
 CLASSES = {"cityscapes": Cityscapes, "street-hazards": StreetHazards, "coco20": COCO20}
 NETWORKS = {"deeplabv3plus": "cityscapes", "ldn121": "street-hazards", "segmenter": "coco20"}  # and their usual classes
@@ -206,7 +214,7 @@ def import_ffmpeg(path: Path):
 
 
 def open_model(args, device: torch.device) -> tuple[nn.Module, str]:
-    """The network with its weights, in eval mode, and the name of the score."""
+    """The network with its weights, for inference, and the name of the score."""
     num_classes = CLASSES[args.classes].num_classes
     if args.network == "segmenter":
         head = segmenter_dataset_head(args.params)
@@ -225,7 +233,7 @@ def open_model(args, device: torch.device) -> tuple[nn.Module, str]:
         raise ValueError(
             f"{error} Expected by --network {args.network} --classes {args.classes}: {num_classes} classes"
         ) from None
-    model.eval().to(device, memory_format=torch.channels_last)
+    model = fast_inference(model).to(device)
     if args.network == "segmenter":
         model = SlidingWindows(model, WINDOW, WINDOW_STRIDE, at_a_time=8, enlarge=True)
     elif args.tile is not None:

@@ -2,10 +2,7 @@
 
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import shared_evaluations
 import torch
 from conftest import save_random_weights
 from PIL import Image
+from several import torchrun
 from test_coco_scripts import write_coco
 from test_report import frames_of_every_kind
 from test_smiyc import large_frames
@@ -26,23 +24,7 @@ from metrics import ConfusionMatrix
 
 PROJECT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-ALONE = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
 SCRIPTS = ("evaluate_ood", "evaluate_osr_sh", "evaluate_osr_coco", "evaluate_closed_set")
-
-
-def torchrun(*words, cwd):
-    """What two processes printed, and the exit code"""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, *map(str, words)],
-        cwd=cwd,
-        env=ALONE | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    return done.stdout, done.returncode
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """One training as several processes, and a batch in parts: the same as one process with the whole batch."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from several import torchrun
 from shared_experiment import NUMBERS, train
 from tiny import log_of, read_weights, steps_of
 from torch import nn
@@ -16,22 +14,6 @@ from engine import RealNegativesRecipe
 from engine.step import smallest_part
 
 SCRIPT = Path(__file__).with_name("shared_experiment.py")
-ALONE = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-
-
-def torchrun(processes, *words, cwd=None):
-    """What it printed, and its exit code"""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run(
-        [*launch, *map(str, words)],
-        cwd=cwd,
-        env=ALONE | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    return done.stdout, done.returncode
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +26,7 @@ def shared(tmp_path_factory, street_hazards, ade20k):
         {"folder": str(root / "processes")},
         {"folder": str(root / "both"), "accumulation": 2},
     ]
-    printed, code = torchrun(2, SCRIPT, street_hazards, ade20k, json.dumps(experiments))
+    printed, code = torchrun(SCRIPT, street_hazards, ade20k, json.dumps(experiments))
     assert code == 0, printed
     return root, printed
 
@@ -75,7 +57,7 @@ def test_one_process_writes_and_talks(shared):
 def test_statistics_of_batchnorm_are_the_mean_over_the_processes(street_hazards, ade20k, tmp_path):
     train(street_hazards, ade20k, tmp_path / "run", norm=nn.BatchNorm2d, statistics_batches=1, lr=1e-9)
     printed, code = torchrun(
-        2, SCRIPT, street_hazards, ade20k,
+        SCRIPT, street_hazards, ade20k,
         json.dumps([{"folder": str(tmp_path / "two"), "moving_norm": True, "statistics_batches": 1, "lr": 1e-9}]),
     )  # fmt: skip
     assert code == 0, printed
@@ -87,7 +69,7 @@ def test_a_killed_process_ends_the_run_and_any_number_goes_on(shared, street_haz
     root, _ = shared
     folder = tmp_path / "killed"
     experiment = [{"folder": str(folder), "dies_at": 5}]  # in the second epoch
-    printed, code = torchrun(2, SCRIPT, street_hazards, ade20k, json.dumps(experiment))
+    printed, code = torchrun(SCRIPT, street_hazards, ade20k, json.dumps(experiment))
     assert code and ("another process of this run has died" in printed or "stopped by SIGTERM" in printed), printed
     assert (
         "error (process 0 of 2): " in printed
