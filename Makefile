@@ -1,6 +1,6 @@
 # make demo   draws a small street world, trains, fine-tunes and evaluates on it, and shows a table and pictures
 # make test   runs the tests
-# make benchmark   runs all comparisons of speed, on a machine that should do nothing else: about half an hour
+# make benchmark   runs all comparisons of speed, on a machine that should do nothing else: about twenty minutes
 # Each does all its own set-up in .venv/ on a fresh machine with python3 (3.11 or newer) and make.
 
 PYTHON ?= python3

@@ -70,9 +70,8 @@ def main(argv=None):
     record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.params, device)
 
     confusion = ConfusionMatrix(num_classes)
-    for frame in evaluated_frames(
-        fast_inference(model).to(device), dataset, device, args.workers, precision=args.precision
-    ):
+    model = (fast_inference(model) if args.precision == "float32" else model).to(device)
+    for frame in evaluated_frames(model, dataset, device, args.workers, precision=args.precision):
         confusion.update(frame.class_logits.argmax(1), frame.labels)
     confusion = merged(confusion)
     if rank():

@@ -124,7 +124,8 @@ def main(argv=None):
     parser.add_argument(
         "--bounded",
         action="store_true",
-        help="pool pixels in 96 MiB a score, however many there are; the figures then say how far off they can be",
+        help="pool pixels in 96 MiB a score, however many there are; the figures then say how far off they can be "
+        "(connected components still take 4 bytes a pixel and score)",
     )
     parser.add_argument(
         "--precision",
@@ -151,7 +152,8 @@ def main(argv=None):
     names = score_names(args.scores, hybrid)
     record = evaluation_record(__file__, argv, args.dataroot, len(test_set), args.params, device)
     network = NETWORKS[args.network or benchmark.network]
-    model = fast_inference(load_weights(network(benchmark.known.num_classes, hybrid), args.params)).to(device)
+    model = load_weights(network(benchmark.known.num_classes, hybrid), args.params)
+    model = (fast_inference(model) if args.precision == "float32" else model).to(device)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
 
@@ -159,7 +161,7 @@ def main(argv=None):
     maps = {name: [] for name in names}
     ranking = FrameRanking(math.ceil(args.pictures / 2))
     pool = BoundedAnomalyMetrics if args.bounded else AnomalyMetrics
-    pooled = {name: pool() for name in names} if benchmark.pooled or args.pooled else {}
+    pooled = {name: pool() for name in names} if benchmark.pooled or args.pooled or args.bounded else {}
     drawn = evenly_spread(args.pictures, len(test_set))
     for frame in evaluated_frames(model, test_set, device, args.workers, precision=args.precision):
         figures, heat[frame.number] = {"name": frame.name}, {}
@@ -241,7 +243,7 @@ def component_figures(metrics: AnomalyMetrics, maps: list[tuple], sizes: dict[st
 
     Of several processes each looks at its own frames, and process 0 gets the figures of all.
     """
-    threshold, pixel_f1 = from_process_0(metrics.best_f1_threshold())
+    threshold, pixel_f1 = from_process_0(None if rank() else metrics.best_f1_threshold())
     components = ComponentMetrics(threshold, **sizes)
     for scores, labels in maps:
         components.update(scores, labels)

@@ -80,7 +80,8 @@ def main(argv=None):
             f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
     network = segmenter(COCO20.num_classes, bool(head), args.heads, head or "decoder")
-    network = fast_inference(load_weights(network, args.model)).to(device)
+    load_weights(network, args.model)
+    network = (fast_inference(network) if args.precision == "float32" else network).to(device)
     model = SlidingWindows(network, args.window, args.window_stride, at_a_time=8, enlarge=True)
     if args.released_scoring:
         model = ReleasedScoring(model)
@@ -104,7 +105,7 @@ def main(argv=None):
             shown[frame.number] = picture_of(frame, scores)
 
     anomaly = merged(anomaly)
-    threshold = from_process_0(anomaly.threshold(args.tpr))
+    threshold = from_process_0(None if rank() else anomaly.threshold(args.tpr))
     if threshold != threshold:
         raise ValueError(f"no pixel of an unknown thing in {args.dataroot}: no threshold can be taken from it")
     for scores, prediction, labels in kept:

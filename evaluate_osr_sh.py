@@ -77,7 +77,7 @@ def main(argv=None):
     images = sum(len(dataset) for dataset in towns.values())
     record = evaluation_record(__file__, argv, args.dataroot, images, args.model, device)
     model = load_weights(ladder_densenet121(StreetHazards.num_classes, hybrid), args.model)
-    model = fast_inference(model).to(device)
+    model = (fast_inference(model) if args.precision == "float32" else model).to(device)
 
     def score(frame):
         return anomaly_score(score_name, frame.class_logits, frame.dataset_logits)
@@ -88,10 +88,11 @@ def main(argv=None):
         for frame in evaluated_frames(model, dataset, device, args.workers, f"calibrating on {town}", args.precision):
             anomaly.update(*halved(score(frame), frame.labels))
         anomaly = merged(anomaly)
-        calibrated[town] = from_process_0(anomaly.threshold(args.tpr))
+        calibrated[town] = from_process_0(None if rank() else anomaly.threshold(args.tpr))
         if calibrated[town] != calibrated[town]:
             raise ValueError(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
-        distributions[f"{score_name}, {town} at half resolution"] = distribution_of(anomaly, args.tpr)
+        if not rank():
+            distributions[f"{score_name}, {town} at half resolution"] = distribution_of(anomaly, args.tpr)
 
     shown, heat, ranking, before = {}, {}, FrameRanking(math.ceil(args.pictures / 2)), 0
     closed, opened = ({town: ConfusionMatrix(StreetHazards.num_classes) for town in towns} for _ in range(2))

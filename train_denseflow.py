@@ -47,7 +47,6 @@ class FlowTraining(Recipe):
     warmup_steps: int
     validation_images: int
     sampled_images: int
-    checkpointing: bool
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,6 +57,8 @@ class FlowTraining(Recipe):
                 raise ValueError(f"{key} must be positive, not {getattr(self, key)}")
         if self.statistics_batches:
             raise ValueError("statistics_batches must be 0: a flow has no BatchNorm")
+        if self.sync_batchnorm:
+            raise ValueError("sync_batchnorm must be false: a flow has no BatchNorm")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative: {self.warmup_steps}")
         if self.warmup_steps and self.lr_min:

@@ -58,6 +58,8 @@ def evaluated_frames(
         for frame in one_ahead(Forward(model, device, precision), samples):
             yield frame
             bar.update()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what lies in the network's stream, which a training that goes on cannot use
 
 
 class Forward:
@@ -77,6 +79,7 @@ class Forward:
         try:
             if self.device.type != "cuda":
                 return Frame(number, name, *self.forward(tensors))
+            torch.cuda.set_device(self.device)  # of this thread
             with torch.cuda.stream(self.stream):
                 frame = Frame(number, name, *self.forward(tensors))
                 self.stream.synchronize()
@@ -84,7 +87,7 @@ class Forward:
             height, width = tensors[0].shape[-2:]
             raise MemoryError(
                 f"{self.device} has not enough memory for {name}, {width} x {height} pixels "
-                f"({str(error).splitlines()[0]}): --precision bfloat16 takes less, and so does a smaller --tile or "
+                f"({str(error).splitlines()[0]}): evaluate with --precision bfloat16, or with a smaller --tile or "
                 "--window where the script has it; or take a GPU with more memory, on which nothing else runs"
             ) from error
         for tensor in frame:

@@ -22,7 +22,7 @@ LOST_NEIGHBOUR = ("Connection closed by peer", "Connection reset by peer", "Brok
 
 def rank() -> int:
     """This process's number, 0 .. world_size() - 1; process 0 alone writes files and talks."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
 def world_size() -> int:
@@ -62,7 +62,9 @@ def leave_processes() -> None:
 
 
 def end_with_the_others(*_) -> None:
-    sys.exit(told_by(f"stopped by SIGTERM, as torchrun does where one of the {world_size()} processes has ended"))
+    sys.exit(
+        told_by("stopped by SIGTERM; torchrun sends it where another process has ended, or where it is ended itself")
+    )
 
 
 def told_by(message: str) -> str:

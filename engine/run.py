@@ -26,7 +26,11 @@ from engine.processes import (
 )
 from engine.recipe import read_recipe, type_name
 
-MEANS = ("accumulation", "checkpointing", "flow_checkpointing")  # recipe keys that a resumed run may have otherwise
+NOT_COMPARED = (
+    "accumulation",
+    "checkpointing",
+    "flow_checkpointing",
+)  # recipe keys that a resumed run may have otherwise
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache",
         metavar="FOLDER",
-        help="keep decoded copies of images and label maps here: 4 bytes a pixel, no decoding",
+        help="keep decoded copies of images and label maps here, 4 bytes a pixel, made at the first visit",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile the network; wants a C++ compiler")
     parser.add_argument(
@@ -67,7 +71,10 @@ def script_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     parser.add_argument(
-        "--workers", type=int, default=min(8, available_cores()), help="loader processes; results do not depend on it"
+        "--workers",
+        type=int,
+        default=min(8, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
+        help="loader processes, of each GPU's process where there are several; results do not depend on it",
     )
     return parser
 
@@ -125,7 +132,8 @@ def start_run(
     if args.exp_name in ("", "..") or Path(args.exp_name).name != args.exp_name:
         raise ValueError(f"--exp_name {args.exp_name!r} must be a plain folder name")
     words = sys.argv if argv is None else [Path(script).name, *argv]
-    command = shlex.join(["python", *words])
+    launcher = ["python"] if world_size() == 1 else ["torchrun", "--nproc_per_node", str(world_size())]
+    command = shlex.join([*launcher, *words])
     record = {
         "script": name,
         "command": command,
@@ -136,6 +144,7 @@ def start_run(
             "torchvision": str(torchvision.__version__),
         },
         "seed": args.seed,
+        "processes": world_size(),
         "recipe": sources,
     }
     device = choose_device(args.device, several_processes=True)
@@ -151,9 +160,10 @@ def start_run(
 
 
 def flat_recipe(record: dict) -> dict:
-    """What a resumed run must agree on: {"script", "seed", "flow_state", and every recipe number but MEANS}."""
-    numbers = {key: value for source in record["recipe"].values() for key, value in source.items() if key not in MEANS}
-    return {"script": record["script"], "seed": record["seed"], "flow_state": record.get("flow_state"), **numbers}
+    """What a resumed run must agree on: {"script", "seed", "flow_state", and every recipe number but NOT_COMPARED}."""
+    numbers = {key: value for source in record["recipe"].values() for key, value in source.items()}
+    what = {key: value for key, value in numbers.items() if key not in NOT_COMPARED}
+    return {"script": record["script"], "seed": record["seed"], "flow_state": record.get("flow_state"), **what}
 
 
 def check_folder(run: Run) -> None:
@@ -194,11 +204,10 @@ def choose_device(name: str | None, several_processes: bool = False) -> torch.de
     if world_size() > 1 and not several_processes:
         raise ValueError(f"this script was started as {world_size()} processes and runs as one: start it with python")
     try:
-        device = torch.device(name)
+        device = join_processes(torch.device(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {error}") from error
-    device = join_processes(device)
     # float32 means float32: TF32 keeps ten bits of a factor, and the recipes' bfloat16 is the faster way to have fewer.
     torch.backends.cudnn.allow_tf32 = False
     return device

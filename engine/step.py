@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.processes import summed, world_size
 from engine.recipe import Recipe
 
+SMALLEST_SCALE = 1.0  # of a float16 loss; it begins at 65536 and is halved where gradients overflow
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,7 +76,7 @@ class Update:
             inputs = self.step.prepare(*tensors) if self.step.prepare else tensors
         images = len(inputs[0])
         counts = summed(self.step.counts(*inputs) if self.step.counts else {"images": images}, self.device)
-        parts = list(zip(*(tensor.tensor_split(min(self.parts, images)) for tensor in inputs), strict=True))
+        parts = list(zip(*(tensor.tensor_split(self.parts_of(images)) for tensor in inputs), strict=True))
         self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         for number, part in enumerate(parts, 1):
@@ -93,10 +94,26 @@ class Update:
         total = summed(total, self.device)
         return dict(zip(total, torch.stack([*total.values()]).tolist(), strict=True))
 
-    def apply(self) -> None:
-        """The optimizer's step along the gradients."""
+    def parts_of(self, images: int) -> int:
+        """In how many parts this process's images are taken: as many as in the others, as SyncBatchNorm needs it."""
+        if self.parts > 1 and world_size() > 1:
+            images = int(summed({"images": images}, self.device)["images"]) // world_size()
+        return min(self.parts, images)
+
+    def apply(self) -> bool:
+        """The optimizer's step along the gradients; whether it was taken, for float16 leaves out those that overflow.
+
+        Raises FloatingPointError where gradients overflow at any scale.
+        """
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise FloatingPointError(
+                "gradients are not finite in float16, however small the loss is scaled: take --precision bfloat16 or "
+                "float32, or a lower learning rate"
+            )
+        return self.scaler.get_scale() >= scale
 
     def casting(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
@@ -128,7 +145,7 @@ def require_two_at_once(images: int, recipe: Recipe) -> None:
 
     Raises ValueError where an epoch over so many images leaves such a network with one of them.
     """
-    if smallest_part(images, recipe) < 2:
+    if smallest_part(images, recipe) * (world_size() if recipe.sync_batchnorm else 1) < 2:
         raise ValueError(
             f"{images} images in batches of {recipe.batch_size} leave the network one image at a time, and this one "
             "trains on two at least: set --drop_last true, a larger --batch_size, a smaller --accumulation or fewer "

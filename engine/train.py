@@ -81,7 +81,7 @@ def fit(
         for name, step in steps.items()
     }
     state |= {f"{name}_scaler": update.scaler for name, update in updates.items() if update.scaler.is_enabled()}
-    if run.resume and (run.folder / "last.pt").exists():
+    if from_process_0(run.resume and (run.folder / "last.pt").exists()):
         progress = restore(state, run, len(dataset))
     elif not rank():
         run.folder.mkdir(parents=True, exist_ok=run.resume)
@@ -120,11 +120,14 @@ def fit(
             if isinstance(part, nn.Module):
                 save(part.state_dict(), run.folder / ("final.pth" if part is model else f"final_{name}.pth"))
     except torch.OutOfMemoryError as error:
+        share = recipe.batch_size // world_size()
+        finer = next((n for n in range(recipe.accumulation + 1, share + 1) if share % n == 0), None)
         raise MemoryError(
-            f"{run.device} has not enough memory for {smallest_part(len(dataset), recipe)} crops of {recipe.crop_size} "
-            f"pixels at once ({str(error).splitlines()[0]}): the same training takes less with --accumulation "
-            f"{2 * recipe.accumulation}, --checkpointing true or more GPUs (torchrun --nproc_per_node N); another one "
-            "with --precision bfloat16, a smaller --batch_size or --crop_size"
+            f"{run.device} has not enough memory for {share // recipe.accumulation} crops of {recipe.crop_size} pixels "
+            f"at once ({str(error).splitlines()[0]}): the same training takes less with --checkpointing true, "
+            + (f"--accumulation {finer}, " if finer else "")
+            + "or more GPUs (torchrun --nproc_per_node N); another one with --precision bfloat16, a smaller "
+            "--batch_size or --crop_size"
         ) from error
     except KeyboardInterrupt:
         done = f"after {progress['epoch']} of {recipe.epochs} epochs"
@@ -152,12 +155,13 @@ def train_epoch(
 ) -> int:
     """One pass over the loader; returns the number of steps done since the start of the run."""
     state["model"].train()
+    skipped: dict[str, int] = {}
     with progress_bar(len(loader), f"epoch {loader.sampler.epoch + 1}/{recipe.epochs}") as bar:
         for tensors, names in batches(loader):
             tensors = to_device(tensors, run.device)
             values, steps_done = {}, steps_done + 1
             rates = {f"{name}/lr".removeprefix("optimizer/"): learning_rate(state[name]) for name in updates}
-            for update in updates.values():
+            for name, update in updates.items():
                 try:
                     values |= update.gradients(tensors)
                 except FloatingPointError as error:
@@ -170,10 +174,16 @@ def train_epoch(
                         f"{', '.join(names)}. Lower the learning rate or the weight of the term that ran away; for the "
                         "likelihood term there is likelihood_margin"
                     )
-                update.apply()
+                taken = update.apply()
+                if update.scaler.is_enabled():
+                    rates[f"{name}/scale"] = update.scaler.get_scale()
+                skipped[name] = skipped.get(name, 0) + (not taken)
             log.step(loader.sampler.epoch, steps_done, rates, values)
             bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
             bar.update()
+    for name, count in skipped.items():
+        if count == len(loader) and not rank():
+            tqdm.write(f"note: {name} took none of the epoch's {count} steps, for its float16 gradients overflowed")
     return steps_done
 
 
@@ -232,6 +242,8 @@ def save(content: dict[str, Any], path: Path) -> None:
 def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
     """Load last.pt into the state; returns the progress."""
     path = run.folder / "last.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"process {rank()} does not see {path}; all processes need the same logs/")
     saved = torch.load(path, map_location="cpu", weights_only=True)
     check_same_recipe(saved["recipe"], flat_recipe(run.record), run.folder)
     if saved["samples"] != samples:

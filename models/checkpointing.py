@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 Flags = dict[nn.Module | nn.Parameter, bool]
 
 
-def run(part: nn.Module, *inputs: Tensor | list[Tensor], checkpointing: bool, random: bool = False) -> Tensor:
+def compute(part: nn.Module, *inputs: Tensor | list[Tensor], checkpointing: bool, random: bool = False) -> Tensor:
     """part(*inputs), with the same gradients either way.
 
     checkpointing  keep the inputs alone for the backward pass, and compute the part again there. Running statistics

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpointing import run
+from models.checkpointing import compute
 from models.ladder_densenet import NormReluConv
 from models.wide_resnet import WideResNet38
 
@@ -80,7 +80,8 @@ class DeepLabV3Plus(WideResNet38):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if len(images) < 2 and self.aspp.img_conv[1].training:
+        norm = self.aspp.img_conv[1]
+        if len(images) < 2 and norm.training and not isinstance(norm, nn.SyncBatchNorm):
             raise ValueError(
                 f"training DeepLabV3+ needs at least two images per process, got {len(images)}: BatchNorm after image "
                 "pooling has one value per image and channel. Raise --batch_size, or drop the last incomplete batch"
@@ -88,10 +89,10 @@ class DeepLabV3Plus(WideResNet38):
         fine, coarse = super().forward((images - self.mean) / self.std)
         fine = self.bot_fine(fine)
         checkpointing = self.checkpointing and self.training
-        coarse = upsample(self.bot_aspp(run(self.aspp, coarse, checkpointing=checkpointing)), fine.shape[2:])
+        coarse = upsample(self.bot_aspp(compute(self.aspp, coarse, checkpointing=checkpointing)), fine.shape[2:])
         features = torch.cat([fine, coarse], dim=1)
         size = images.shape[2:]
-        class_logits = upsample(run(self.final, features, checkpointing=checkpointing), size)
+        class_logits = upsample(compute(self.final, features, checkpointing=checkpointing), size)
         if not self.hybrid:
             return class_logits
-        return class_logits, upsample(run(self.logits_ood, features, checkpointing=checkpointing), size)
+        return class_logits, upsample(compute(self.logits_ood, features, checkpointing=checkpointing), size)

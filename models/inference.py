@@ -25,6 +25,7 @@ def fast_inference(model: nn.Module) -> nn.Module:
 
     model    any module with networks of this package in it, such as windows around one; what is not known here is
              copied as it is. It stays as it was, mode included, and shares no memory with the copy.
+             In bfloat16 take the model itself: folded weights and bounds lose more to its rounding.
     returns  the copy, on the model's device, in eval mode, without gradients, and with keys of its own. It holds the
              weights of now: after further training, make another, which takes about as long as copying them.
     raises   ValueError where a BatchNorm to be folded has no running statistics
@@ -146,7 +147,7 @@ class Linear(nn.Module):
         return F.linear(features, self.weight, self.bias)
 
 
-class DenseBlock(nn.Module):
+class FastDenseBlock(nn.Module):
     """A dense block whose layers read the features so far from one tensor and append theirs to it, nothing is moved."""
 
     def __init__(self, block: _DenseBlock):
@@ -185,7 +186,7 @@ def transition(layers: _Transition) -> nn.Sequential:
     return nn.Sequential(bounds, pool, conv)
 
 
-class Step(nn.Module):
+class FastLadderStep(nn.Module):
     """A ladder's step with the norm of its sum in what is summed, and one tensor of the sum's size for all of it."""
 
     def __init__(self, step: LadderStep):
@@ -225,8 +226,8 @@ FASTER = {  # by a module's very class, for a class derived from it may compute 
     nn.Linear: Linear,
     nn.Sequential: in_turn,
     NormReluConv: in_turn,
-    LadderStep: Step,
+    LadderStep: FastLadderStep,
     PreActivationBlock: pre_activation_block,
-    _DenseBlock: DenseBlock,
+    _DenseBlock: FastDenseBlock,
     _Transition: transition,
 }

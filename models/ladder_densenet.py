@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import densenet121
 
-from models.checkpointing import run
+from models.checkpointing import compute
 
 BATCHNORM_MOMENTUM = 0.01
 PYRAMID_HEIGHTS = (8, 4, 2, 1)
@@ -59,11 +59,11 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> raw outputs of the four dense blocks, strides 4, 8, 16, 32."""
         checkpointing = self.checkpointing and self.training
-        features = run(self.features[:STEM], images, checkpointing=checkpointing)
+        features = compute(self.features[:STEM], images, checkpointing=checkpointing)
         outputs = []
         for name, layer in list(self.features.named_children())[STEM:]:
             if not name.startswith("denseblock"):
-                features = run(layer, features, checkpointing=checkpointing)
+                features = compute(layer, features, checkpointing=checkpointing)
                 continue
             features = checkpointed_layers(layer, features) if checkpointing else layer(features)
             outputs.append(features)
@@ -74,7 +74,7 @@ def checkpointed_layers(block: nn.Module, features: Tensor) -> Tensor:
     """A dense block that keeps each layer's input and output alone; the inputs are shared."""
     seen = [features]
     for layer in block.children():
-        seen.append(run(layer, list(seen), checkpointing=True))  # a list of its own, for this one grows
+        seen.append(compute(layer, list(seen), checkpointing=True))  # a list of its own, for this one grows
     return torch.cat(seen, dim=1)
 
 
@@ -137,7 +137,7 @@ class Ladder(nn.Module):
 
     def forward(self, features: Tensor, skips: list[Tensor]) -> Tensor:
         for step, skip in zip(self.upsample_layers.children(), skips, strict=True):
-            features = run(step, features, skip, checkpointing=self.checkpointing and self.training)
+            features = compute(step, features, skip, checkpointing=self.checkpointing and self.training)
         return features
 
 
@@ -160,13 +160,13 @@ class LadderDenseNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         checkpointing = self.checkpointing and self.training
         *skips, coarsest = self.backbone(images)
-        context = run(self.spp, coarsest, checkpointing=checkpointing)
+        context = compute(self.spp, coarsest, checkpointing=checkpointing)
         features = self.upsample(context, skips[::-1])
         size = images.shape[2:]
-        class_logits = upsample(run(self.logits, features, checkpointing=checkpointing), size)
+        class_logits = upsample(compute(self.logits, features, checkpointing=checkpointing), size)
         if not self.hybrid:
             return class_logits
-        return class_logits, upsample(run(self.logits_ood, features, checkpointing=checkpointing), size)
+        return class_logits, upsample(compute(self.logits_ood, features, checkpointing=checkpointing), size)
 
 
 def backbone_slower(model: LadderDenseNet, lr: float, factor: float) -> list[dict]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpointing import run
+from models.checkpointing import compute
 from models.vit import Block, start_linear
 
 
@@ -47,7 +47,7 @@ class MaskTransformer(nn.Module):
         patches = self.proj_dec(patches)
         tokens = torch.cat([patches, self.cls_emb.expand(len(patches), -1, -1)], dim=1)
         for block in self.blocks:
-            tokens = run(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
+            tokens = compute(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
         tokens = self.decoder_norm(tokens)
         patches, classes = tokens[:, : -self.num_classes], tokens[:, -self.num_classes :]
         patches = F.normalize(patches @ self.proj_patch, dim=2)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpointing import run
+from models.checkpointing import compute
 
 IMAGENET_CLASSES = 1000
 
@@ -120,7 +120,7 @@ class VisionTransformer(nn.Module):
         patches = patches.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + positions
         for block in self.blocks:
-            tokens = run(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
+            tokens = compute(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
         return self.norm(tokens)[:, 1:]  # without the class token, which stands first
 
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpointing import run
+from models.checkpointing import compute
 
 # Number of blocks, widths of a block's convolutions, stride of the first block, dilation, channel dropout.
 STAGES = {
@@ -84,7 +84,7 @@ class WideResNet38(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         stem = nn.Sequential(self.mod1, nn.MaxPool2d(3, stride=2, padding=1))
-        fine = self.stage("mod2", run(stem, images, checkpointing=self.checkpointing and self.training))
+        fine = self.stage("mod2", compute(stem, images, checkpointing=self.checkpointing and self.training))
         coarse = self.stage("mod3", F.max_pool2d(fine, 3, stride=2, padding=1))
         for name in ("mod4", "mod5", "mod6", "mod7"):
             coarse = self.stage(name, coarse)
@@ -93,5 +93,5 @@ class WideResNet38(nn.Module):
     def stage(self, name: str, features: Tensor) -> Tensor:
         for block in getattr(self, name):
             checkpointing = self.checkpointing and self.training
-            features = run(block, features, checkpointing=checkpointing, random=STAGES[name][-1] > 0)
+            features = compute(block, features, checkpointing=checkpointing, random=STAGES[name][-1] > 0)
         return features

@@ -189,7 +189,11 @@ def test_a_frame_that_is_broken_or_too_much_for_the_memory_is_one_line():
             run_script(lambda model=model, dataset=dataset: list(evaluated_frames(model, dataset, CPU)))
         endings.append(ending.value.code)
     assert endings[0].startswith("error: cpu has not enough memory for frame_0.png, 8 x 6 pixels (CUDA out of memory.")
-    assert "3 GiB.): --precision bfloat16" in endings[0] and "--tile" in endings[0] and "\n" not in endings[0]
+    assert (
+        "3 GiB.): evaluate with --precision bfloat16" in endings[0]
+        and "--tile" in endings[0]
+        and "\n" not in endings[0]
+    )
     assert endings[1] == "error: frame_2.png is broken"
 
 

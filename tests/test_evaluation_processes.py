@@ -196,9 +196,9 @@ def test_the_precision_and_the_fast_network_reach_the_evaluation(name, commands,
         script.main([*flags, "--pictures", "0", *more] if name != "closed_set" else [*flags, *more])
     passes = 4 if name == "osr_sh" else 1  # two towns, for their thresholds and for the figures
     assert [precision for _, precision in asked] == ["float32"] * passes + ["bfloat16"] * passes
-    assert len(copies) == 2
-    for number, (model, _) in enumerate(asked):
-        assert copies[number // passes] in model.modules()
+    assert len(copies) == 1
+    for model, precision in asked:  # in bfloat16 the network itself, which loses less to its rounding
+        assert (copies[0] in model.modules()) == (precision == "float32")
 
 
 def test_bounded_figures_are_as_far_off_as_the_table_says_at_most(commands, alone, monkeypatch, tmp_path):

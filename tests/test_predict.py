@@ -172,7 +172,7 @@ def test_without_a_threshold_there_is_no_open_set_and_overlays_show_heat(photogr
     assert "neither --threshold nor --calibration" in capsys.readouterr().out
     scores = -logits_of(random_weights["closed"], values("in/a.png"), hybrid=False)[0].amax(0).numpy()
     back, step = recovered("out/score/a.png.png")
-    np.testing.assert_allclose(back, scores, rtol=0, atol=1.01 * step + 1e-4 * np.abs(scores).max())  # the network is a fast copy
+    np.testing.assert_allclose(back, scores, rtol=0, atol=1.01 * step + 1e-4 * np.abs(scores).max())
     assert lines["a.png"]["heat_range"] == pytest.approx(np.quantile(scores, [0.01, 0.99]), abs=1e-4)
     expected = (values("in/a.png").astype(float) + values("out/heat/a.png.png")) / 2
     assert np.abs(values("out/overlay/a.png.png") - expected).max() < 0.51

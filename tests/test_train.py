@@ -23,7 +23,7 @@ from torch import nn
 from engine.loader import (
     training_loader,
 )
-from engine.run import MEANS
+from engine.run import NOT_COMPARED
 from engine.train import estimate_statistics, make_schedule
 
 # Schedules and statistics
@@ -207,9 +207,25 @@ def test_the_loss_of_float16_is_scaled_for_the_gradients_alone_and_the_scale_is_
     assert [gradient.item() for gradient in gradients] == [2.0**16, 2.0**15, 2.0**15]  # too large for the first step
     assert scaler["scale"] == 2.0**15
     train(tmp_path / "full", step=tiny_step, precision="float32", epochs=1)
+    assert [line["optimizer/scale"] for line in steps_of(tmp_path / "half")] == [2.0**15] * STEPS
     for half, full in zip(steps_of(tmp_path / "half"), steps_of(tmp_path / "full"), strict=True):
         assert half["class"] == pytest.approx(full["class"], rel=0.02)
     assert "optimizer_scaler" not in read_weights(tmp_path / "full" / "last.pt")
+
+
+def endless(model, images, labels):
+    """A loss that is finite, and whose gradient is not at any scale"""
+    weight = model[0].weight
+    return {"class": (weight - weight.detach()).sum().abs().sqrt() + 1}
+
+
+def test_float16_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, capsys):
+    with pytest.raises(FloatingPointError, match=r"not finite in float16, however small.*--precision bfloat16"):
+        train(tmp_path / "run", step=endless, precision="float16", epochs=10)
+    scales = [line["optimizer/scale"] for line in steps_of(tmp_path / "run")]
+    assert scales == [2.0**power for power in range(15, -1, -1)]
+    note = f"note: optimizer took none of the epoch's {STEPS} steps, for its float16 gradients overflowed"
+    assert capsys.readouterr().out.count(note) == 5
 
 
 def test_a_gpu_without_memory_ends_with_advice(tmp_path):
@@ -217,7 +233,7 @@ def test_a_gpu_without_memory_ends_with_advice(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
 
     with pytest.raises(
-        MemoryError, match=r"not enough memory for 3 crops of 8 pixels.*allocate 20\.00 MiB.*--accumulation 2, "
+        MemoryError, match=r"not enough memory for 3 crops of 8 pixels.*allocate 20\.00 MiB.*--accumulation 3, or"
     ):
         train(tmp_path / "run", step=step)
 
@@ -254,7 +270,7 @@ def test_a_checkpoint_holds_all_that_a_run_needs(uninterrupted):
     assert saved["progress"]["best"] == best
     assert saved["recipe"]["lr"] == 1e-2 and saved["recipe"]["seed"] == 5 and saved["recipe"]["script"] == "tiny"
     written = yaml.safe_load((uninterrupted / "recipe.yaml").read_text())
-    what = {key: value for key, value in written["recipe"]["release"].items() if key not in MEANS}
+    what = {key: value for key, value in written["recipe"]["release"].items() if key not in NOT_COMPARED}
     assert what | {"script": "tiny", "seed": 5, "flow_state": None} == saved["recipe"]
     assert not list(uninterrupted.glob("*.part"))
 
