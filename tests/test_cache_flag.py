@@ -59,6 +59,9 @@ def test_a_training_keeps_decoded_copies_where_it_is_told_to(script, street_haza
         if script is not train_denseflow:  # whose validation is a part of the same data set
             validate(None)
     assert len([*Path("copies").iterdir()]) >= copies + (0 if script is train_denseflow else 2)
+    negatives = (16 + 48 * 48, 16 + 3 * 48 * 48)  # bytes of a label map and of an image of 48x48, as no frame is
+    of_frames = [path for path in Path("copies").iterdir() if path.stat().st_size not in negatives]
+    assert len(of_frames) == (2 if script is train_denseflow else 4)  # image and label map, of training and validation
     third = len(samples) // 3
     for tensors in zip(samples[:third], samples[third : 2 * third], samples[2 * third :], strict=True):
         assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*tensors, strict=True))

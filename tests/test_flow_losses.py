@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from losses import bits_per_dimension, jensen_shannon_to_uniform
+from losses import bits_per_dimension, jensen_shannon_to_uniform, synthetic_negatives_loss
 
 
 def pixels(*logits):
@@ -144,6 +144,16 @@ def test_the_count_can_come_from_outside(kind):
     assert divergence.item() == pytest.approx(slow_sum(class_logits, mask).item() / 64, rel=1e-5)
     parts = [jensen_shannon_to_uniform(class_logits[i : i + 1], mask[i : i + 1], count=kind(64)) for i in range(2)]
     assert sum(parts).item() == pytest.approx(divergence.item(), rel=1e-5)
+
+
+def test_patches_that_show_in_part_count_whole():
+    class_logits, mask = random_batch()
+    patches, log_prob = torch.rand(2, 3, 4, 5), torch.tensor([-60 * math.log(2), -180 * math.log(2)])
+    terms = synthetic_negatives_loss(class_logits, mask, log_prob, patches, divergence_weight=0.3, bits_weight=5.0)
+    assert 0 < mask.sum() < 2 * 4 * 5
+    expected = 0.3 * slow_sum(class_logits, mask).item() / (2 * 4 * 5)
+    assert terms["jensen_shannon"].item() == pytest.approx(expected, rel=1e-5)
+    assert terms["bits_per_dimension"].item() == pytest.approx(5 * 2)  # 1 and 3 bits in each of 60 values
 
 
 def test_bfloat16_logits_are_compared_in_float32():

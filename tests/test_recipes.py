@@ -153,6 +153,7 @@ def started(*argv, recipe_type=LadderRecipe, script="ldn_streethazards_finetune"
         (["--likelihood_margin", "deep"], "likelihood_margin: 'deep' is not a number"),
         (["--negative_size", "512", "--crop_size", "160"], "negative_size 512 is larger than crop_size 160"),
         (["--device", "toaster"], "--device toaster cannot be used here"),
+        (["--sync_batchnorm", "true", "--device", "cpu"], "sync_batchnorm true needs GPUs, and this run is on cpu"),
         (["--exp_name", "a/b"], "'a/b' must be a plain folder name"),
         (["--exp_name", ""], "'' must be a plain folder name"),
         (["--exp_name", "."], r"'\.' must be a plain folder name"),

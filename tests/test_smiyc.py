@@ -107,6 +107,21 @@ def test_a_track_says_which_components_the_benchmark_counts():
     assert (obstacles.min_predicted, obstacles.min_true) == (50, 10)
 
 
+@pytest.mark.parametrize(("name", "fewest", "found"), [("anomaly-track", 500, 100), ("obstacle-track", 50, 10)])
+def test_evaluate_ood_counts_the_components_of_each_track_from_its_size_on(name, fewest, found):
+    sizes = evaluate_ood.BENCHMARKS[name].component_sizes
+    labels, scores = np.zeros((80, 80), np.uint8), np.zeros((80, 80), np.float32)
+    # Of each kind one that is just large enough, and one that is a pixel short.
+    for row, pixels in ((0, found), (20, found - 1)):
+        labels.ravel()[80 * row : 80 * row + pixels] = OUTLIER
+    for row, pixels in ((40, fewest), (60, fewest - 1)):
+        scores.ravel()[80 * row : 80 * row + pixels] = 1
+    components = ComponentMetrics(0.5, **sizes)
+    components.update(scores, labels)
+    figures = components.compute()
+    assert (figures["true_components"], figures["predicted_components"]) == (1, 1)
+
+
 @pytest.mark.parametrize("folder", ["road", "frames/a.labels"])
 def test_road_anomaly_pairs_each_frame_with_the_map_in_its_folder(tmp_path, folder):
     samples = RoadAnomaly(road_anomaly(tmp_path / folder))

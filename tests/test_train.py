@@ -228,6 +228,31 @@ def test_float16_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, caps
     assert capsys.readouterr().out.count(note) == 5
 
 
+def test_the_network_sees_a_batch_part_by_part_and_the_terms_are_those_of_all(tmp_path):
+    images_of = []
+
+    def step(model, images, labels):
+        images_of.append(images)
+        return {"grey": images.mean() + 0 * model(images).sum()}
+
+    train(tmp_path / "parts", step=step, batch_size=6, accumulation=3, epochs=1)
+    assert [len(images) for images in images_of] == [2, 2, 2]
+    mean = torch.cat(images_of).mean().item()
+    assert [line["grey"] for line in steps_of(tmp_path / "parts")] == [pytest.approx(mean, rel=1e-5)]
+
+
+@pytest.mark.parametrize("sync_batchnorm", [False, True])
+def test_batchnorm_is_synchronised_where_the_recipe_says_so(sync_batchnorm, tmp_path):
+    norms = []
+
+    def step(model, images, labels):
+        norms.append(type(model[1]))
+        return tiny_step(model, images, labels)
+
+    train(tmp_path / "run", step=step, sync_batchnorm=sync_batchnorm, epochs=1)
+    assert set(norms) == {nn.SyncBatchNorm if sync_batchnorm else nn.BatchNorm2d}
+
+
 def test_a_gpu_without_memory_ends_with_advice(tmp_path):
     def step(model, images, labels):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
