@@ -9,8 +9,15 @@ With torchrun --nproc_per_node N in the place of python, N GPUs share the images
 from pathlib import Path
 
 from data import COCO20, Cityscapes, StreetHazards
-from engine import SlidingWindows, choose_device, evaluated_frames, run_script, script_parser, write_results
-from engine.evaluate import PRECISIONS
+from engine import (
+    SlidingWindows,
+    add_precision_flag,
+    choose_device,
+    evaluated_frames,
+    run_script,
+    script_parser,
+    write_results,
+)
 from engine.processes import main_process_first, merged, rank
 from engine.report import evaluation_record, published_tables
 from metrics import ConfusionMatrix, classes_averaged
@@ -47,12 +54,7 @@ def main(argv=None):
         help="whose weights they are (default: deeplabv3plus, ldn121, segmenter in the data sets' order)",
     )
     parser.add_argument("--heads", type=int, default=16, help="of Segmenter's encoder (default 16, as released)")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="of the network (default float32); bfloat16 is faster on a GPU and moves the figures a little",
-    )
+    add_precision_flag(parser)
     args = parser.parse_args(argv)
     device = choose_device(args.device, several_processes=True)
 

@@ -29,6 +29,7 @@ from data import (
 )
 from engine import (
     SlidingWindows,
+    add_precision_flag,
     choose_device,
     evaluated_frames,
     evenly_spread,
@@ -39,7 +40,6 @@ from engine import (
     write_results,
 )
 from engine.curves import distribution_of
-from engine.evaluate import PRECISIONS
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
@@ -127,12 +127,7 @@ def main(argv=None):
         help="pool pixels in 96 MiB a score, however many there are; the figures then say how far off they can be "
         "(connected components still take 4 bytes a pixel and score)",
     )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="of the network (default float32); bfloat16 is faster on a GPU and moves the figures a little",
-    )
+    add_precision_flag(parser)
     parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
     parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
     parser.add_argument(

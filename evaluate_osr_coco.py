@@ -16,6 +16,7 @@ import numpy as np
 from data import COCO20, IGNORE
 from engine import (
     SlidingWindows,
+    add_precision_flag,
     choose_device,
     evaluated_frames,
     evenly_spread,
@@ -26,7 +27,6 @@ from engine import (
     write_results,
 )
 from engine.curves import distribution_of
-from engine.evaluate import PRECISIONS
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, main_process_first, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
@@ -62,12 +62,7 @@ def main(argv=None):
         default=6,
         help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
     )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="of the network (default float32); bfloat16 is faster on a GPU and moves the figures a little",
-    )
+    add_precision_flag(parser)
     args = parser.parse_args(argv)
     if not 0 < args.tpr <= 1:
         parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")

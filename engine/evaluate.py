@@ -19,8 +19,6 @@ from engine.pictures import Picture
 from engine.processes import from_process_0, merged, progress_bar, rank, world_size
 from metrics import BoundedAnomalyMetrics, ConfusionMatrix
 
-PRECISIONS = ("float32", "bfloat16")  # of the network's forward pass; what comes out is float32
-
 
 class Frame(NamedTuple):
     """One evaluated image, batch size 1."""
@@ -46,7 +44,7 @@ def evaluated_frames(
     Of several processes each has its share: every world_size()-th frame, from number rank() on. The network runs in a
     thread, one frame ahead of the one that the caller is given; on a GPU in a stream of its own.
 
-    precision  of the forward pass, one of PRECISIONS
+    precision  of the forward pass, float32 or bfloat16; what comes out is float32
     raises     MemoryError where a GPU's memory does not suffice for a frame; what a file of the data set raises,
                after the frames before it
     """

@@ -85,6 +85,16 @@ def add_fixed_flags(parser: argparse.ArgumentParser, num_classes: int, dataset: 
     parser.add_argument("--dataset", choices=[dataset], help="accepted where it is the script's own")
 
 
+def add_precision_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag of every evaluation that says what evaluated_frames computes in."""
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of the network (default float32); bfloat16 is faster on a GPU and moves the figures a little",
+    )
+
+
 def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """Flags that say where negatives come from; returns the group of those of which one is needed."""
     group = parser.add_mutually_exclusive_group(required=True)

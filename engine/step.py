@@ -13,7 +13,6 @@ from engine.processes import summed, world_size
 from engine.recipe import Recipe
 
 SMALLEST_SCALE = 1.0  # of a float16 loss; it begins at 65536 and is halved where gradients overflow
-PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Step(NamedTuple):
@@ -60,7 +59,7 @@ class Update:
         device: torch.device,
     ):
         self.step, self.model, self.optimizer, self.device = step, model, optimizer, device
-        self.parts, self.autocast = recipe.accumulation, PRECISIONS.get(recipe.precision)
+        self.parts, self.precision = recipe.accumulation, getattr(torch, recipe.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         own = [network for network in networks if any(id(weight) in weights for weight in network.parameters())]
@@ -116,7 +115,7 @@ class Update:
         return self.scaler.get_scale() >= scale
 
     def casting(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
 
 
 def smallest_part(images: int, recipe: Recipe) -> int:
