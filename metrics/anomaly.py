@@ -28,9 +28,11 @@ class AnomalyMetrics:
         """scores  any shape, larger is more anomalous; infinities are fine, NaN is not unless ignored
         labels  same shape; OUTLIER against anything else, IGNORE left out
         """
-        inliers, outliers, ignored_pixels = counted_scores(scores, labels)
-        self._inliers.add(inliers)
-        self._outliers.add(outliers)
+        on_gpu = isinstance(scores, torch.Tensor) and scores.is_cuda
+        inliers, outliers, ignored_pixels = (sorted_on_gpu if on_gpu else counted_scores)(scores, labels)
+        for kept, added in ((self._inliers, inliers), (self._outliers, outliers)):
+            kept.add(added, is_sorted=on_gpu)
+            kept.gpu = scores.device if on_gpu else kept.gpu
         self._ignored_pixels += ignored_pixels
         return self
 
@@ -180,6 +182,20 @@ def counted_scores(scores, labels) -> tuple[np.ndarray, np.ndarray, int]:
     return inliers, outliers, labels.size - inliers.size - outliers.size
 
 
+def sorted_on_gpu(scores: torch.Tensor, labels) -> tuple[np.ndarray, np.ndarray, int]:
+    """What counted_scores gives, ascending, of scores on a GPU, which sorts them in a hundredth of a CPU's time"""
+    labels = torch.as_tensor(labels).to(scores.device, non_blocking=True)
+    if scores.shape != labels.shape:
+        return counted_scores(scores, labels)  # which says what is wrong
+    scores = scores.detach() if scores.dtype is torch.float64 else scores.detach().float()
+    outlier = labels == OUTLIER
+    kinds = [scores[kind].sort().values for kind in ((labels != IGNORE) & ~outlier, outlier)]
+    if any(kind.isnan().any() for kind in kinds):
+        return counted_scores(scores, labels)
+    inliers, outliers = (kind.cpu().numpy() for kind in kinds)
+    return inliers, outliers, labels.numel() - inliers.size - outliers.size
+
+
 def check_mergeable(ours, other, *settings: str) -> None:
     """raises ValueError: other is of another kind, or was made with other `settings`, names of attributes"""
     kind = type(ours).__name__
@@ -243,12 +259,13 @@ class _Scores:
         self.large, self.small = [], []
         self.small_bytes = 0
         self.is_sorted = True
+        self.gpu = None  # that the scores came from, to sort them all
 
-    def add(self, scores):
+    def add(self, scores, is_sorted=False):
         if scores.size:
+            self.is_sorted = is_sorted and not self.arrays
             self.small.append(scores)
             self.small_bytes += scores.nbytes
-            self.is_sorted = False
         if self.small_bytes >= LARGE:
             self.large.append(_joined(self.small))
             self.small_bytes = 0
@@ -259,14 +276,18 @@ class _Scores:
         self.large.extend(other.large)  # shared: sorting one in place does no harm, as its order carries nothing
         self.small.extend(other.small)
         self.small_bytes += other.small_bytes
+        self.gpu = self.gpu or other.gpu
+        if self.small_bytes >= LARGE:
+            self.large.append(_joined(self.small))
+            self.small_bytes = 0
 
     def sorted(self) -> np.ndarray:
         if not self.is_sorted:
             everything, self.large, self.small, self.small_bytes = self.arrays, [], [], 0
             self.large = [_joined(everything)]
-            self.large[0].sort()
+            _sort(self.large[0], self.gpu)
             self.is_sorted = True
-        return self.large[0] if self.large else np.empty(0, np.float32)
+        return self.arrays[0] if self.arrays else np.empty(0, np.float32)
 
     @property
     def arrays(self) -> list[np.ndarray]:
@@ -275,6 +296,17 @@ class _Scores:
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
+
+
+def _sort(scores, gpu):
+    """In place; on the GPU where there is one with the memory for it"""
+    try:
+        if gpu is not None:
+            scores[:] = torch.from_numpy(scores).to(gpu).sort().values.cpu().numpy()
+            return
+    except torch.OutOfMemoryError:
+        pass
+    scores.sort()
 
 
 def _joined(arrays):
