@@ -31,12 +31,14 @@ def paste_at_random(
     size = tuple(images.shape[2:])
     places = [place_negative(patch, everywhere, size, boxes[i // count]) for i, patch in enumerate(patches)]
     masks, corners = torch.stack([mask for _, mask, _ in places]), torch.stack([corner for *_, corner in places])
+    if images.is_cuda:  # on their way while the host goes on
+        masks = masks.pin_memory().to(images.device, non_blocking=True)
     grouped = (len(images), count)
     images, labels = paste(
         images,
         labels,
         patches.unflatten(0, grouped),
-        masks.to(images.device).unflatten(0, grouped),
+        masks.unflatten(0, grouped),
         corners.unflatten(0, grouped),
     )
     return images, labels, corners
