@@ -82,8 +82,8 @@ def main(argv=None):
         return pixel_counts(labels, recipe.ignored_are_inliers)
 
     def validate(model):
-        figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)
-        return figures | closed_set_figures(model, val_set, Cityscapes.num_classes, run.device, run.workers)
+        figures = anomaly_figures(model, pasted_val_set, hybrid_score, run)
+        return figures | closed_set_figures(model, val_set, Cityscapes.num_classes, run)
 
     state = {"model": model, "optimizer": optimizer}
     return fit(

@@ -110,8 +110,8 @@ def main(argv=None):
         )
 
     def validate(model):
-        figures = anomaly_figures(model, pasted_val_set, hybrid_score, run.device, run.workers)
-        return figures | closed_set_figures(model, val_set, Cityscapes.num_classes, run.device, run.workers)
+        figures = anomaly_figures(model, pasted_val_set, hybrid_score, run)
+        return figures | closed_set_figures(model, val_set, Cityscapes.num_classes, run)
 
     state = {"model": model, "optimizer": optimizer} | flow_state
     steps = {"optimizer": Step(loss, paste_drawn, count_pixels), "flow_optimizer": Step(flow_loss)}

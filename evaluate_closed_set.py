@@ -11,13 +11,14 @@ from pathlib import Path
 from data import COCO20, Cityscapes, StreetHazards
 from engine import (
     SlidingWindows,
-    add_precision_flag,
     choose_device,
+    choose_precision,
     evaluated_frames,
     run_script,
     script_parser,
     write_results,
 )
+from engine.evaluate import predicted_classes
 from engine.processes import main_process_first, merged, rank
 from engine.report import evaluation_record, published_tables
 from metrics import ConfusionMatrix, classes_averaged
@@ -26,7 +27,7 @@ from models import (
     fast_inference,
     has_dataset_head,
     ladder_densenet121,
-    load_weights,
+    load_network,
     segmenter,
     segmenter_dataset_head,
 )
@@ -54,9 +55,9 @@ def main(argv=None):
         help="whose weights they are (default: deeplabv3plus, ldn121, segmenter in the data sets' order)",
     )
     parser.add_argument("--heads", type=int, default=16, help="of Segmenter's encoder (default 16, as released)")
-    add_precision_flag(parser)
     args = parser.parse_args(argv)
     device = choose_device(args.device, several_processes=True)
+    precision = choose_precision(args.precision, device)
 
     open_dataset, network = DATASETS[args.dataset]
     with main_process_first():
@@ -64,17 +65,17 @@ def main(argv=None):
     num_classes, network = dataset.num_classes, args.network or network
     if network == "segmenter":
         head = segmenter_dataset_head(args.params)
-        model = load_weights(segmenter(num_classes, bool(head), args.heads, head or "decoder"), args.params)
+        model = load_network(lambda: segmenter(num_classes, bool(head), args.heads, head or "decoder"), args.params)
         model = SlidingWindows(model, window=512, stride=320, at_a_time=8, enlarge=True)
     else:
         build = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}[network]
-        model = load_weights(build(num_classes, has_dataset_head(args.params)), args.params)
-    record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.params, device)
+        model = load_network(lambda: build(num_classes, has_dataset_head(args.params)), args.params)
+    record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.params, device, precision)
 
     confusion = ConfusionMatrix(num_classes)
-    model = (fast_inference(model) if args.precision == "float32" else model).to(device)
-    for frame in evaluated_frames(model, dataset, device, args.workers, precision=args.precision):
-        confusion.update(frame.class_logits.argmax(1), frame.labels)
+    model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
+    for frame in evaluated_frames(model, dataset, device, args.workers, precision=precision):
+        confusion.update(predicted_classes(frame.class_logits), frame.labels)
     confusion = merged(confusion)
     if rank():
         return None

@@ -9,13 +9,10 @@ best F1 of pixels. With torchrun --nproc_per_node N in the place of python, N GP
 """
 
 import math
-import resource
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch.utils.data import Dataset
 
 from data import (
@@ -29,8 +26,8 @@ from data import (
 )
 from engine import (
     SlidingWindows,
-    add_precision_flag,
     choose_device,
+    choose_precision,
     evaluated_frames,
     evenly_spread,
     picture_of,
@@ -43,9 +40,10 @@ from engine.curves import distribution_of
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
+from engine.run import peak_memory
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, BoundedAnomalyMetrics, ComponentMetrics, mean_of_images
-from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_weights
+from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
 
 FIGURES = ("AP", "AUROC", "FPR95")
 COMPONENT_FIGURES = ("sIoU", "PPV", "F1")
@@ -127,7 +125,6 @@ def main(argv=None):
         help="pool pixels in 96 MiB a score, however many there are; the figures then say how far off they can be "
         "(connected components still take 4 bytes a pixel and score)",
     )
-    add_precision_flag(parser)
     parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
     parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
     parser.add_argument(
@@ -140,15 +137,16 @@ def main(argv=None):
     if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
         parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
     device = choose_device(args.device, several_processes=True)
+    precision = choose_precision(args.precision, device)
 
     benchmark = BENCHMARKS[args.dataset]
     test_set = benchmark.open(args.dataroot)
     hybrid = has_dataset_head(args.params)
     names = score_names(args.scores, hybrid)
-    record = evaluation_record(__file__, argv, args.dataroot, len(test_set), args.params, device)
+    record = evaluation_record(__file__, argv, args.dataroot, len(test_set), args.params, device, precision)
     network = NETWORKS[args.network or benchmark.network]
-    model = load_weights(network(benchmark.known.num_classes, hybrid), args.params)
-    model = (fast_inference(model) if args.precision == "float32" else model).to(device)
+    model = load_network(lambda: network(benchmark.known.num_classes, hybrid), args.params)
+    model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
 
@@ -158,16 +156,19 @@ def main(argv=None):
     pool = BoundedAnomalyMetrics if args.bounded else AnomalyMetrics
     pooled = {name: pool() for name in names} if benchmark.pooled or args.pooled or args.bounded else {}
     drawn = evenly_spread(args.pictures, len(test_set))
-    for frame in evaluated_frames(model, test_set, device, args.workers, precision=args.precision):
+    for frame in evaluated_frames(model, test_set, device, args.workers, precision=precision):
         figures, heat[frame.number] = {"name": frame.name}, {}
         for name in names:
             scores = anomaly_score(name, frame.class_logits, frame.dataset_logits)
-            figures[name] = AnomalyMetrics().update(scores, frame.labels).compute()
+            image = AnomalyMetrics().update(scores, frame.labels)
+            figures[name] = image.compute()
             heat[frame.number][name] = heat_sample(scores)
-            if pooled:
+            if args.bounded:
                 pooled[name].update(scores, frame.labels)
+            elif pooled:
+                pooled[name].merge(image)  # the same scores, not kept twice
             if benchmark.component_sizes:  # some dozens of frames, 4 bytes a pixel
-                maps[name].append((scores[0].cpu().numpy(), frame.labels[0].cpu().numpy().astype("uint8")))
+                maps[name].append((scores[0].cpu().numpy(), frame.labels[0].numpy()))
             if name == names[0]:
                 ranking.add(frame, scores, ap=figures[name]["AP"])
                 if frame.number in drawn:
@@ -267,14 +268,6 @@ def told_images(mean: dict) -> str:
         f"mean over {mean['images']} images ({mean['images_without_outliers']} without outliers left out, "
         f"{mean['images_without_inliers']} without inliers)"
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's memory there, else of this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def figure_table(figures: dict[str, dict]) -> list[list]:

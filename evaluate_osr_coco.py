@@ -16,11 +16,12 @@ import numpy as np
 from data import COCO20, IGNORE
 from engine import (
     SlidingWindows,
-    add_precision_flag,
     choose_device,
+    choose_precision,
     evaluated_frames,
     evenly_spread,
     picture_of,
+    predicted_classes,
     run_script,
     save_pictures,
     script_parser,
@@ -32,7 +33,7 @@ from engine.processes import from_process_0, in_order, main_process_first, merge
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
-from models import ReleasedScoring, fast_inference, load_weights, segmenter, segmenter_dataset_head
+from models import ReleasedScoring, fast_inference, load_network, segmenter, segmenter_dataset_head
 
 
 def main(argv=None):
@@ -62,11 +63,11 @@ def main(argv=None):
         default=6,
         help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
     )
-    add_precision_flag(parser)
     args = parser.parse_args(argv)
     if not 0 < args.tpr <= 1:
         parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
     device = choose_device(args.device, several_processes=True)
+    precision = choose_precision(args.precision, device)
 
     head = segmenter_dataset_head(args.model)
     score_name = args.score or ("hybrid" if head else "max_logit")
@@ -74,23 +75,22 @@ def main(argv=None):
         raise ValueError(
             f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
-    network = segmenter(COCO20.num_classes, bool(head), args.heads, head or "decoder")
-    load_weights(network, args.model)
-    network = (fast_inference(network) if args.precision == "float32" else network).to(device)
+    network = load_network(lambda: segmenter(COCO20.num_classes, bool(head), args.heads, head or "decoder"), args.model)
+    network = fast_inference(network.to(device), precision.dtype, precision.memory_format)
     model = SlidingWindows(network, args.window, args.window_stride, at_a_time=8, enlarge=True)
     if args.released_scoring:
         model = ReleasedScoring(model)
     with main_process_first():
         dataset = COCO20(args.dataroot, "validation", workers=args.workers, list_folder=args.folder)
-    record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.model, device)
+    record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.model, device, precision)
 
     # One pass: what the threshold decides on is kept, 6 bytes for each pixel of a thing.
     anomaly, closed, opened = AnomalyMetrics(), *(ConfusionMatrix(COCO20.num_classes) for _ in range(2))
     kept, shown, heat, ranking = [], {}, {}, FrameRanking(math.ceil(args.pictures / 2))
     drawn = evenly_spread(args.pictures, len(dataset))
-    for frame in evaluated_frames(model, dataset, device, args.workers, precision=args.precision):
+    for frame in evaluated_frames(model, dataset, device, args.workers, precision=precision):
         scores = anomaly_score(score_name, frame.class_logits, frame.dataset_logits)
-        prediction = frame.class_logits.argmax(1)
+        prediction = predicted_classes(frame.class_logits)
         heat[frame.number] = heat_sample(scores)
         anomaly.update(scores, frame.labels)
         closed.update(prediction, frame.labels)

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 
 from data import StreetHazards
 from engine import (
-    add_precision_flag,
     choose_device,
+    choose_precision,
     evaluated_frames,
     evenly_spread,
     picture_of,
+    predicted_classes,
     run_script,
     save_pictures,
     script_parser,
@@ -32,7 +33,7 @@ from engine.processes import from_process_0, in_order, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
-from models import fast_inference, has_dataset_head, ladder_densenet121, load_weights
+from models import fast_inference, has_dataset_head, ladder_densenet121, load_network
 
 TOWNS = {"t5": "t6", "t6": "t5"}  # evaluated town -> the town that its threshold comes from
 
@@ -60,19 +61,19 @@ def main(argv=None):
         default=6,
         help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
     )
-    add_precision_flag(parser)
     args = parser.parse_args(argv)
     if not 0 < args.tpr <= 1:
         parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
     device = choose_device(args.device, several_processes=True)
+    precision = choose_precision(args.precision, device)
 
     towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
     hybrid = has_dataset_head(args.model)
     score_name = args.score or ("hybrid" if hybrid else "max_logit")
     images = sum(len(dataset) for dataset in towns.values())
-    record = evaluation_record(__file__, argv, args.dataroot, images, args.model, device)
-    model = load_weights(ladder_densenet121(StreetHazards.num_classes, hybrid), args.model)
-    model = (fast_inference(model) if args.precision == "float32" else model).to(device)
+    record = evaluation_record(__file__, argv, args.dataroot, images, args.model, device, precision)
+    model = load_network(lambda: ladder_densenet121(StreetHazards.num_classes, hybrid), args.model)
+    model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
 
     def score(frame):
         return anomaly_score(score_name, frame.class_logits, frame.dataset_logits)
@@ -80,7 +81,7 @@ def main(argv=None):
     calibrated, distributions = {}, {}
     for town, dataset in towns.items():
         anomaly = AnomalyMetrics()
-        for frame in evaluated_frames(model, dataset, device, args.workers, f"calibrating on {town}", args.precision):
+        for frame in evaluated_frames(model, dataset, device, args.workers, f"calibrating on {town}", precision):
             anomaly.update(*halved(score(frame), frame.labels))
         anomaly = merged(anomaly)
         calibrated[town] = from_process_0(None if rank() else anomaly.threshold(args.tpr))
@@ -93,9 +94,9 @@ def main(argv=None):
     closed, opened = ({town: ConfusionMatrix(StreetHazards.num_classes) for town in towns} for _ in range(2))
     for town, dataset in towns.items():
         drawn = evenly_spread(math.ceil(args.pictures / len(towns)), len(dataset))
-        for frame in evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}", args.precision):
+        for frame in evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}", precision):
             number = before + frame.number  # among the frames of both towns
-            prediction, scores = frame.class_logits.argmax(1), score(frame)
+            prediction, scores = predicted_classes(frame.class_logits), score(frame)
             heat[number] = heat_sample(scores)
             closed[town].update(prediction, frame.labels)
             prediction[scores >= calibrated[TOWNS[town]]] = StreetHazards.num_classes

@@ -30,11 +30,12 @@ from tqdm import tqdm
 
 from data import AnomalyTrack, Cityscapes, FishyscapesStatic, ImageFolder, LostAndFound
 from data.files import open_image
-from engine import SlidingWindows, choose_device, evaluated_frames, run_script, script_parser
+from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
 from engine.checkpoint import write_whole
+from engine.precision import Precision
 from losses import hybrid_score
 from metrics import AnomalyMetrics
-from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_weights
+from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
 
 NETWORKS = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}
 DTYPES = {"smiyc": np.dtype(np.float16), "fishyscapes": np.dtype(np.float32)}
@@ -87,7 +88,9 @@ def main(argv=None):
     if not has_dataset_head(args.params):
         raise ValueError(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
     device = choose_device(args.device)
-    model = fast_inference(load_weights(NETWORKS[args.network](args.num_classes, True), args.params)).to(device)
+    precision = choose_precision(args.precision, device)
+    model = load_network(lambda: NETWORKS[args.network](args.num_classes, True), args.params).to(device)
+    model = fast_inference(model, precision.dtype, precision.memory_format)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
     settings = {
@@ -104,7 +107,7 @@ def main(argv=None):
         },
     }
     start_folder(args.folder, settings, ENDINGS[args.benchmark])
-    return export(model, images, files, args, device)
+    return export(model, images, files, args, device, precision)
 
 
 def images_of(root: Path) -> ImageFolder:
@@ -164,7 +167,7 @@ def start_folder(folder: Path, settings: dict, ending: str) -> None:
         write_whole(json.dumps(settings, indent=2).encode(), file)
 
 
-def export(model, images: ImageFolder, files: list[str], args, device) -> dict:
+def export(model, images: ImageFolder, files: list[str], args, device, precision: Precision) -> dict:
     """Write what is not there yet; returns how many frames, and what became of the scores' distinct levels."""
     dtype = DTYPES[args.benchmark]
     left = [
@@ -175,7 +178,8 @@ def export(model, images: ImageFolder, files: list[str], args, device) -> dict:
     if len(left) < len(files):
         print(f"{len(files) - len(left)} of {len(files)} score maps are there and whole")
     levels, kept, low, high = 0, 0, np.inf, -np.inf
-    for index, frame in zip(left, evaluated_frames(model, Subset(images, left), device, args.workers), strict=True):
+    frames = evaluated_frames(model, Subset(images, left), device, args.workers, precision=precision)
+    for index, frame in zip(left, frames, strict=True):
         scores = hybrid_score(frame.class_logits, frame.dataset_logits)[0].cpu().numpy().astype(np.float32)
         stored = stored_scores(scores - np.float32(args.shift), dtype, frame.name)
         levels, kept = levels + len(np.unique(scores)), kept + len(np.unique(stored))

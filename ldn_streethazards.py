@@ -63,7 +63,7 @@ def main(argv=None):
         return pixel_counts(labels)
 
     def validate(model):
-        return closed_set_figures(model, val_set, StreetHazards.num_classes, run.device, run.workers)
+        return closed_set_figures(model, val_set, StreetHazards.num_classes, run)
 
     state = {"model": model, "optimizer": optimizer}
     return fit(Step(loss, counts=count_pixels), state, train_set, recipe, run, validate, best="mIoU")

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +34,26 @@ from tqdm import tqdm
 
 from data import COCO20, Cityscapes, StreetHazards
 from data.images import ENDINGS
-from engine import SlidingWindows, batches, choose_device, evaluation_loader, run_script, script_parser, to_device
+from engine import (
+    SlidingWindows,
+    batches,
+    choose_device,
+    choose_precision,
+    evaluation_loader,
+    run_script,
+    script_parser,
+    to_device,
+)
 from engine.checkpoint import sha256, write_whole
 from engine.pictures import Drawing, heat_range
+from engine.precision import Precision
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from models import (
     deeplabv3plus,
     fast_inference,
     has_dataset_head,
     ladder_densenet121,
-    load_weights,
+    load_network,
     segmenter,
     segmenter_dataset_head,
 )
@@ -102,16 +113,18 @@ def main(argv=None):
         parser.error(f"--max_side {args.max_side} must be at least {SMALLEST}")
     args.classes = args.classes or NETWORKS[args.network]
     device, known = choose_device(args.device), CLASSES[args.classes]
+    precision = choose_precision(args.precision, device)
 
     inputs = list_inputs(args.input, args.folder)
     is_video = args.input.suffix.lower() in VIDEO_ENDINGS and args.input.is_file()
     ffmpeg = import_ffmpeg(args.input) if is_video else None
-    model, score_name = open_model(args, device)
+    model, score_name = open_model(args, device, precision)
     if args.calibration is not None:
         args.threshold, calibrated = read_calibration(args.calibration, score_name, args.params)
         args.heat_range = args.heat_range or calibrated
     flags = ("network", "classes", "threshold", "heat_range", "raw", "max_side", "tile", "tile_overlap", "heads")
     settings = {"input": str(args.input.resolve()), "weights_sha256": sha256(args.params), "score": score_name}
+    settings["precision"] = precision.name
     settings |= {flag: getattr(args, flag) for flag in flags}
     settings |= {"class_names": list(known.class_colours), "unknown": known.num_classes}
     earlier = open_folder(args.folder, settings)
@@ -130,7 +143,7 @@ def main(argv=None):
         print(f"{len(done)} of {len(inputs)} inputs were done before")
 
     def predict(image):
-        return predicted(model, score_name, image, device, args.max_side)
+        return predicted(model, score_name, image, device, precision.memory_format, args.max_side)
 
     if is_video:
         lines = video_lines(ffmpeg, predict, todo, files, drawing)
@@ -213,27 +226,28 @@ def import_ffmpeg(path: Path):
     return imageio_ffmpeg
 
 
-def open_model(args, device: torch.device) -> tuple[nn.Module, str]:
+def open_model(args, device: torch.device, precision: Precision) -> tuple[nn.Module, str]:
     """The network with its weights, for inference, and the name of the score."""
     num_classes = CLASSES[args.classes].num_classes
     if args.network == "segmenter":
         head = segmenter_dataset_head(args.params)
-        model = segmenter(num_classes, bool(head), args.heads, head or "decoder")
+        build = partial(segmenter, num_classes, bool(head), args.heads, head or "decoder")
     else:
         head = has_dataset_head(args.params)
-        model = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}[args.network](num_classes, head)
+        networks = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}
+        build = partial(networks[args.network], num_classes, head)
     score_name = args.score or ("hybrid" if head else "max_logit")
     if score_name in DATASET_SCORES and not head:
         raise ValueError(
             f"--score {score_name}: {args.params} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
     try:
-        load_weights(model, args.params)
+        model = load_network(build, args.params)
     except ValueError as error:
         raise ValueError(
             f"{error} Expected by --network {args.network} --classes {args.classes}: {num_classes} classes"
         ) from None
-    model = fast_inference(model).to(device)
+    model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
     if args.network == "segmenter":
         model = SlidingWindows(model, WINDOW, WINDOW_STRIDE, at_a_time=8, enlarge=True)
     elif args.tile is not None:
@@ -310,7 +324,12 @@ def is_number(value) -> bool:
 
 @torch.inference_mode()
 def predicted(
-    model: nn.Module, score_name: str, image: Tensor, device: torch.device, max_side: int | None
+    model: nn.Module,
+    score_name: str,
+    image: Tensor,
+    device: torch.device,
+    memory_format: torch.memory_format,
+    max_side: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(1, 3, H, W) uint8 -> classes (H, W) uint8, scores (H, W) float32.
 
@@ -321,7 +340,7 @@ def predicted(
     try:
         if max_side is not None and max(size) > max_side:
             image = resize(image, shrunk(size, max_side), antialias=True)
-        [image] = to_device([image], device)
+        [image] = to_device([image], device, memory_format)
         height, width = image.shape[2:]
         if min(height, width) < SMALLEST:
             image = F.pad(image, (0, max(0, SMALLEST - width), 0, max(0, SMALLEST - height)), mode="replicate")

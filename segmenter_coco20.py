@@ -64,7 +64,7 @@ def main(argv=None):
         return pixel_counts(labels)
 
     def validate(model):
-        return closed_set_figures(windows, val_set, COCO20.num_classes, run.device, run.workers)
+        return closed_set_figures(windows, val_set, COCO20.num_classes, run)
 
     state = {"model": model, "optimizer": optimizer}
     return fit(Step(loss, counts=count_pixels), state, train_set, recipe, run, validate, best="mIoU")

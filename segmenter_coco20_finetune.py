@@ -99,8 +99,8 @@ def main(argv=None):
         return pixel_counts(labels, recipe.ignored_are_inliers)
 
     def validate(model):
-        figures = anomaly_figures(windows, pasted_val_set, hybrid_score, run.device, run.workers)
-        return figures | closed_set_figures(windows, val_set, COCO20.num_classes, run.device, run.workers)
+        figures = anomaly_figures(windows, pasted_val_set, hybrid_score, run)
+        return figures | closed_set_figures(windows, val_set, COCO20.num_classes, run)
 
     state = {"model": model, "optimizer": optimizer}
     pasted_train_set = WithNegatives(train_set, negatives, recipe.negatives_per_image)

@@ -8,18 +8,19 @@ from engine.evaluate import (
     closed_set_figures,
     evaluated_frames,
     picture_of,
+    predicted_classes,
     write_results,
 )
 from engine.flow import FLOW_SOURCE, trained_along
 from engine.loader import batches, evaluation_loader, same_noise, to_device
 from engine.pictures import evenly_spread, save_pictures, save_samples
+from engine.precision import choose_precision
 from engine.processes import main_process_first
 from engine.recipe import FlowRecipe, HybridRecipe, RealNegativesRecipe, Recipe
 from engine.run import (
     Run,
     add_fixed_flags,
     add_negative_flags,
-    add_precision_flag,
     argument_parser,
     choose_device,
     run_script,
@@ -41,11 +42,11 @@ __all__ = [
     "Step",
     "add_fixed_flags",
     "add_negative_flags",
-    "add_precision_flag",
     "anomaly_figures",
     "argument_parser",
     "batches",
     "choose_device",
+    "choose_precision",
     "closed_set_figures",
     "evaluated_frames",
     "evaluation_loader",
@@ -53,6 +54,7 @@ __all__ = [
     "fit",
     "main_process_first",
     "picture_of",
+    "predicted_classes",
     "require_two_at_once",
     "run_script",
     "same_noise",

@@ -16,7 +16,9 @@ from torch.utils.data import Dataset
 from engine.checkpoint import write_whole
 from engine.loader import batches, evaluation_loader, to_device
 from engine.pictures import Picture
+from engine.precision import FLOAT32, Precision
 from engine.processes import from_process_0, merged, progress_bar, rank, world_size
+from engine.run import Run
 from metrics import BoundedAnomalyMetrics, ConfusionMatrix
 
 
@@ -26,7 +28,7 @@ class Frame(NamedTuple):
     number: int  # in the data set, from 0
     name: str
     image: Tensor  # (1, 3, H, W) in 0..1
-    labels: Tensor  # (1, H, W)
+    labels: Tensor  # (1, H, W) uint8, on the CPU, where figures are taken
     class_logits: Tensor  # (1, K, H, W) float32
     dataset_logits: Tensor | None  # (1, 2, H, W) float32; None for a closed-set model
 
@@ -37,18 +39,18 @@ def evaluated_frames(
     device: torch.device,
     workers: int = 0,
     title: str = "evaluating",
-    precision: str = "float32",
+    precision: Precision = FLOAT32,
 ) -> Iterator[Frame]:
     """Each frame of the data set through the model once, in order, in eval mode, without gradients.
 
     Of several processes each has its share: every world_size()-th frame, from number rank() on. The network runs in a
     thread, one frame ahead of the one that the caller is given; on a GPU in a stream of its own.
 
-    precision  of the forward pass, float32 or bfloat16; what comes out is float32
+    precision  of the forward pass; what comes out is float32
     raises     MemoryError where a GPU's memory does not suffice for a frame; what a file of the data set raises,
                after the frames before it
     """
-    model.eval().to(memory_format=torch.channels_last)
+    model.eval().to(memory_format=precision.memory_format)
     share = range(rank(), len(dataset), world_size())
     loader = evaluation_loader(dataset, workers, device, process=rank(), processes=world_size())
     samples = ((number, names[0], tensors) for number, (tensors, names) in zip(share, batches(loader), strict=True))
@@ -63,9 +65,8 @@ def evaluated_frames(
 class Forward:
     """(number, name, tensors of a batch) -> Frame, whole and ready for whoever made this object."""
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str):
-        self.model, self.device = model, device
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    def __init__(self, model: nn.Module, device: torch.device, precision: Precision):
+        self.model, self.device, self.precision = model, device, precision
         if device.type == "cuda":
             self.callers = torch.cuda.current_stream(device)
             self.stream = stream_of_the_network(device)
@@ -89,14 +90,15 @@ class Forward:
                 "--window where the script has it; or take a GPU with more memory, on which nothing else runs"
             ) from error
         for tensor in frame:
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.is_cuda:
                 tensor.record_stream(self.callers)  # its memory is free once the caller's work on it is done
         return frame
 
     def forward(self, tensors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Image, labels, class and dataset logits, as a Frame has them."""
-        image, labels = to_device(tensors, self.device)
-        with self.autocast:
+        image, labels = tensors
+        [image] = to_device([image], self.device, self.precision.memory_format)
+        with self.precision.autocast(self.device):
             output = self.model(image)
         class_logits, dataset_logits = output if isinstance(output, tuple) else (output, None)
         return image, labels, class_logits.float(), None if dataset_logits is None else dataset_logits.float()
@@ -131,42 +133,41 @@ def one_ahead(function: Callable[[Any], Any], inputs: Iterable) -> Iterator:
         thread.shutdown(cancel_futures=True)
 
 
+def predicted_classes(class_logits: Tensor) -> Tensor:
+    """(B, K, H, W) -> (B, H, W) uint8, the most probable class: one byte a pixel on the way from a GPU."""
+    return class_logits.argmax(1).to(torch.uint8)
+
+
 def picture_of(frame: Frame, scores: Tensor, open_prediction: Tensor | None = None) -> Picture:
     """What a picture shows of a frame, off the device; scores and open_prediction (1, H, W)."""
-    prediction = frame.class_logits.argmax(1)
+    prediction = predicted_classes(frame.class_logits)
     tensors = [frame.image, frame.labels, prediction, scores, open_prediction]
     return Picture(*(tensor[0].cpu().numpy() for tensor in tensors if tensor is not None))
 
 
-def closed_set_figures(
-    model: nn.Module, dataset: Dataset, num_classes: int, device: torch.device, workers: int = 0
-) -> dict[str, float]:
-    """{"mIoU": fraction} of the most probable class, over the pixels of known classes.
+def closed_set_figures(model: nn.Module, dataset: Dataset, num_classes: int, run: Run) -> dict[str, float]:
+    """{"mIoU": fraction} of the most probable class, over the pixels of known classes, in the run's precision.
 
     Of several processes each evaluates its share, and all get the figure of all frames.
     """
     confusion = ConfusionMatrix(num_classes)
-    for frame in evaluated_frames(model, dataset, device, workers, "validating"):
-        confusion.update(frame.class_logits.argmax(1), frame.labels)
+    for frame in evaluated_frames(model, dataset, run.device, run.workers, "validating", run.precision):
+        confusion.update(predicted_classes(frame.class_logits), frame.labels)
     return from_process_0({"mIoU": merged(confusion).miou()})
 
 
 def anomaly_figures(
-    model: nn.Module,
-    dataset: Dataset,
-    score: Callable[[Tensor, Tensor], Tensor],
-    device: torch.device,
-    workers: int = 0,
+    model: nn.Module, dataset: Dataset, score: Callable[[Tensor, Tensor], Tensor], run: Run
 ) -> dict[str, float]:
     """{"AP", "FPR95"}, fractions, of score(class_logits, dataset_logits) over the pixels of all frames.
 
-    Of several processes each evaluates its share, and all get the figures of all frames.
+    In the run's precision. Of several processes each evaluates its share, and all get the figures of all frames.
 
     For validation: in 96 MiB, however many pixels there are, where exact figures would keep 4 bytes of each in process
     0. They may be as far off as BoundedAnomalyMetrics says, a few ten-thousandths.
     """
     anomaly = BoundedAnomalyMetrics()
-    for frame in evaluated_frames(model, dataset, device, workers, "validating"):
+    for frame in evaluated_frames(model, dataset, run.device, run.workers, "validating", run.precision):
         anomaly.update(score(frame.class_logits, frame.dataset_logits), frame.labels)
     figures = from_process_0(merged(anomaly).compute())
     return {name: figures[name] for name in ("AP", "FPR95")}

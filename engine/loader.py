@@ -152,17 +152,24 @@ def collate(samples: list) -> list | Exception:
     return errors[0] if errors else default_collate(samples)
 
 
-def to_device(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+def to_device(
+    tensors: list[Tensor], device: torch.device, memory_format: torch.memory_format = torch.channels_last
+) -> list[Tensor]:
     """Pixels travel as uint8: images (B, 3, H, W) become float32 in 0..1 on the device, label maps (B, H, W) int64.
 
-    n patches for each image, (B, n, 3, h, w), become floats as well. Images are laid out channels_last, the faster
-    order for convolutions on CPU and CUDA alike.
+    n patches for each image, (B, n, 3, h, w), become floats as well, and masks stay bool. Places, int64, stay where
+    they are: the host reads them, and would have to wait for a GPU.
+
+    memory_format  of the images
     """
     moved = []
     for tensor in tensors:
+        if tensor.dtype == torch.int64:
+            moved.append(tensor)
+            continue
         tensor = tensor.to(device, non_blocking=True)
         if tensor.dtype == torch.uint8 and tensor.dim() == 4:
-            tensor = tensor.to(torch.float32, memory_format=torch.channels_last) / 255
+            tensor = tensor.to(torch.float32, memory_format=memory_format) / 255
         elif tensor.dtype == torch.uint8 and tensor.dim() == 5:
             tensor = tensor.float() / 255
         elif tensor.dtype == torch.uint8:

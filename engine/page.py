@@ -130,6 +130,7 @@ def html_record(record: dict) -> str:
         "git revision": record["revision"] or "none, not a git checkout",
         "versions": versions,
         "device": record["device"],
+        "precision": record["precision"],
     }
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
     if record["recipe"] is None:

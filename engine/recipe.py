@@ -9,7 +9,6 @@ import yaml
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes.yaml"
 SCHEDULES = ("cosine", "constant", "poly")
-PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,6 @@ class Recipe:
     drop_last: bool
     crop_size: int
     scale: tuple[float, float]
-    precision: str
     statistics_batches: int
     accumulation: int
     checkpointing: bool
@@ -48,7 +46,6 @@ class Recipe:
             self.schedule == "cosine" or self.lr_min == 0,
             f"lr_min {self.lr_min} is the end of a cosine schedule; with schedule {self.schedule} it must be 0",
         )
-        require(self.precision in PRECISIONS, f"precision {self.precision!r} must be one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,9 @@ from engine.page import (
     page,
 )
 from engine.pictures import Colours, Picture, save_pictures
+from engine.precision import Precision
 from engine.processes import world_size
-from engine.run import git_revision
+from engine.run import device_name, git_revision
 from metrics import AnomalyMetrics
 
 PUBLISHED = PROJECT / "published.yaml"
@@ -42,14 +43,19 @@ RANKED_WIDTH = 640  # pixels; less than twice this is kept of a ranked frame, wh
 
 
 def evaluation_record(
-    script: str, argv: list[str] | None, dataroot: str, images: int, weights: str, device: torch.device
+    script: str,
+    argv: list[str] | None,
+    dataroot: str,
+    images: int,
+    weights: str,
+    device: torch.device,
+    precision: Precision,
 ) -> dict:
     """What it takes to get the same figures again, ready for JSON.
 
     recipe  what recipe.yaml beside the weights says of their training, None where there is none
     """
     recipe = Path(weights).with_name("recipe.yaml")
-    gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f" ({platform.machine()})"
     try:
         trained = yaml.safe_load(recipe.read_text()) if recipe.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -68,7 +74,8 @@ def evaluation_record(
             "torchvision": str(torchvision.__version__),
             "numpy": np.__version__,
         },
-        "device": str(device) + gpu,
+        "device": device_name(device),
+        "precision": precision.name,
         "processes": world_size(),
     }
     return json.loads(json.dumps(record, default=str))

@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torchvision
 import yaml
 
 from engine.loader import PROJECT, dead_worker_explained, raised_on_purpose
+from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
 from engine.processes import (
     join_processes,
     leave_processes,
@@ -39,11 +41,13 @@ class Run:
 
     folder: Path
     device: torch.device
-    seed: int
-    workers: int
-    resume: bool
-    compile: bool
     record: dict  # what the folder's recipe.yaml says
+    precision: Precision = FLOAT32
+    seed: int = 0
+    workers: int = 0
+    resume: bool = False
+    compile: bool = False
+    validate_every: int = 1  # epochs
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
@@ -57,7 +61,16 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="keep decoded copies of images and label maps here, 4 bytes a pixel, made at the first visit",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network; wants a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the network; needs a C++ compiler, and minutes to start"
+    )
+    parser.add_argument(
+        "--validate_every",
+        type=int,
+        default=1,
+        metavar="EPOCHS",
+        help="validate after every so many epochs, and after the last (default 1); best.pth is one of these",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe number, as its flag does"
     )
@@ -76,6 +89,12 @@ def script_parser(description: str) -> argparse.ArgumentParser:
         default=min(8, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
         help="loader processes, of each GPU's process where there are several; results do not depend on it",
     )
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        help="of the network: tf32 (default on a GPU), float32 (default on a CPU; on a GPU slow, and the most exact), "
+        "bfloat16 (the fastest) or float16; all but float32 move the figures a little",
+    )
     return parser
 
 
@@ -83,16 +102,6 @@ def add_fixed_flags(parser: argparse.ArgumentParser, num_classes: int, dataset: 
     """Flags of the original's command line that may only say what the script does anyway."""
     parser.add_argument("--num_classes", type=int, choices=[num_classes], help="accepted where it is the script's own")
     parser.add_argument("--dataset", choices=[dataset], help="accepted where it is the script's own")
-
-
-def add_precision_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag of every evaluation that says what evaluated_frames computes in."""
-    parser.add_argument(
-        "--precision",
-        choices=["float32", "bfloat16"],
-        default="float32",
-        help="of the network (default float32); bfloat16 is faster on a GPU and moves the figures a little",
-    )
 
 
 def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
@@ -157,8 +166,22 @@ def start_run(
         "processes": world_size(),
         "recipe": sources,
     }
+    if args.validate_every < 1:
+        raise ValueError(f"--validate_every {args.validate_every}: it is a number of epochs, at least 1")
     device = choose_device(args.device, several_processes=True)
-    run = Run(Path("logs", args.exp_name), device, args.seed, args.workers, args.resume, args.compile, record)
+    precision = choose_precision(args.precision, device)
+    record |= {"device": device_name(device), "precision": precision.name}
+    run = Run(
+        folder=Path("logs", args.exp_name),
+        device=device,
+        record=record,
+        precision=precision,
+        seed=args.seed,
+        workers=args.workers,
+        resume=args.resume,
+        compile=args.compile,
+        validate_every=args.validate_every,
+    )
     if recipe.sync_batchnorm and device.type != "cuda":
         raise ValueError(f"sync_batchnorm true needs GPUs, and this run is on {device}: set --sync_batchnorm false")
     if not rank():
@@ -204,7 +227,7 @@ def check_same_recipe(before: dict, now: dict, folder: Path) -> None:
 
 
 def choose_device(name: str | None, several_processes: bool = False) -> torch.device:
-    """The named device, else CUDA if there is one, else the CPU.
+    """The named device, else a GPU if there is one, else the CPU; a GPU has its index, and is made the current one.
 
     several_processes  whether torchrun may start the script; its process then joins the others here
     Raises ValueError for a device that is not there, and for several processes where there may be but one.
@@ -215,12 +238,28 @@ def choose_device(name: str | None, several_processes: bool = False) -> torch.de
         raise ValueError(f"this script was started as {world_size()} processes and runs as one: start it with python")
     try:
         device = join_processes(torch.device(name))
+        if device.type == "cuda":
+            # "cuda" alone names no GPU, and torch.cuda refuses it. What asks for no device gets the current one.
+            device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {error}") from error
-    # float32 means float32: TF32 keeps ten bits of a factor, and the recipes' bfloat16 is the faster way to have fewer.
-    torch.backends.cudnn.allow_tf32 = False
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Such as "cuda:0 (NVIDIA H100 80GB HBM3)" or "cpu (x86_64)"."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device} ({kind})"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU the most that tensors took since the last reset, else the most that this process ever took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def available_cores() -> int:

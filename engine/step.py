@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.precision import Precision
 from engine.processes import summed, world_size
 from engine.recipe import Recipe
 
@@ -57,10 +58,11 @@ class Update:
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
         device: torch.device,
+        precision: Precision,
     ):
-        self.step, self.model, self.optimizer, self.device = step, model, optimizer, device
-        self.parts, self.precision = recipe.accumulation, getattr(torch, recipe.precision)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self.step, self.model, self.optimizer = step, model, optimizer
+        self.device, self.precision, self.parts = device, precision, recipe.accumulation
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype is torch.float16)
         weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         own = [network for network in networks if any(id(weight) in weights for weight in network.parameters())]
         self.loss = Trained(step.loss, own)
@@ -69,9 +71,9 @@ class Update:
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.loss = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
 
-    def gradients(self, tensors: list[Tensor]) -> dict[str, float]:
-        """Forward and backward of a batch, this process's share of it; the terms of the whole batch."""
-        with self.casting():
+    def gradients(self, tensors: list[Tensor]) -> dict[str, Tensor]:
+        """Forward and backward of a batch, this process's share of it; the terms of the whole batch, on the device."""
+        with self.precision.autocast(self.device):
             inputs = self.step.prepare(*tensors) if self.step.prepare else tensors
         images = len(inputs[0])
         counts = summed(self.step.counts(*inputs) if self.step.counts else {"images": images}, self.device)
@@ -81,7 +83,7 @@ class Update:
         for number, part in enumerate(parts, 1):
             alone = world_size() > 1 and number < len(parts)  # gradients are exchanged once, with the last part
             with self.loss.no_sync() if alone else contextlib.nullcontext():
-                with self.casting():
+                with self.precision.autocast(self.device):
                     if self.step.counts:
                         terms = self.loss(self.model, *part, counts)
                     else:
@@ -90,8 +92,7 @@ class Update:
                 # The exchange takes the mean over processes, where the sum is meant.
                 self.scaler.scale(world_size() * sum(terms.values())).backward()
             total = {name: total.get(name, 0) + term.detach() for name, term in terms.items()}
-        total = summed(total, self.device)
-        return dict(zip(total, torch.stack([*total.values()]).tolist(), strict=True))
+        return summed(total, self.device)
 
     def parts_of(self, images: int) -> int:
         """In how many parts this process's images are taken: as many as in the others, as SyncBatchNorm needs it."""
@@ -99,23 +100,21 @@ class Update:
             images = int(summed({"images": images}, self.device)["images"]) // world_size()
         return min(self.parts, images)
 
-    def apply(self) -> bool:
-        """The optimizer's step along the gradients; whether it was taken, for float16 leaves out those that overflow.
+    def apply(self) -> dict[str, Tensor]:
+        """The optimizer's step along the gradients. Nothing here waits for a GPU.
 
-        Raises FloatingPointError where gradients overflow at any scale.
+        returns  of float16, what became of it, on the device: "scale", the loss's next one, and "taken", 1 or 0 where
+                 the step was left out because gradients overflowed; otherwise nothing
         """
-        scale = self.scaler.get_scale()
+        if not self.scaler.is_enabled():
+            self.optimizer.step()
+            return {}
+        one = torch.ones((), device=self.device)
+        before = self.scaler.scale(one)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
-            raise FloatingPointError(
-                "gradients are not finite in float16, however small the loss is scaled: take --precision bfloat16 or "
-                "float32, or a lower learning rate"
-            )
-        return self.scaler.get_scale() >= scale
-
-    def casting(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
+        after = self.scaler.scale(one)
+        return {"scale": after, "taken": (after >= before).float()}
 
 
 def smallest_part(images: int, recipe: Recipe) -> int:

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -21,10 +21,14 @@ from tqdm import tqdm
 
 from engine import checkpoint
 from engine.loader import batches, sample_seed, to_device, training_loader
+from engine.precision import Precision
 from engine.processes import average_buffers, from_process_0, progress_bar, rank, same_buffers, world_size
+from engine.readings import Readings
 from engine.recipe import Recipe
-from engine.run import Run, check_same_recipe, flat_recipe
+from engine.run import Run, check_same_recipe, flat_recipe, peak_memory
 from engine.step import Step, Update, smallest_part
+
+SMALLEST_SCALE = 1.0  # of a float16 loss; it begins at 65536 and is halved where gradients overflow
 
 
 def fit(
@@ -48,10 +52,10 @@ def fit(
     dataset   samples (image, labels, ..., name), see engine.loader
     validate  the model in eval mode -> figures by name; `best` names the one that chooses best.pth. They are
               fractions, shown as percent, but for those named in lower_is_better, which have units of their own
-    draw      (model in eval mode, path): a picture of how far it is, after every epoch
+    draw      (model in eval mode, path): a picture of how far it is, after every validation
 
-    Writes into run.folder: recipe.yaml, log.jsonl (each step's loss terms, each epoch's figures), TensorBoard
-    events, pictures/epoch_NNN.png, last.pt after each epoch, best.pth and final.pth (plain state_dicts),
+    Writes into run.folder: recipe.yaml, log.jsonl (each step's loss terms, each epoch's figures, speed and memory),
+    TensorBoard events, pictures/epoch_NNN.png, last.pt after each epoch, best.pth and final.pth (plain state_dicts),
     final_NAME.pth of other networks in the state. A run stopped at any moment goes on with --resume from its last.pt
     and ends with the same weights on a CPU.
 
@@ -64,8 +68,13 @@ def fit(
     if len(dataset) < recipe.batch_size:
         raise ValueError(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
     smallest_part(len(dataset), recipe)
+    if run.compile and recipe.checkpointing:
+        raise ValueError(
+            "--compile and --checkpointing true do not go together: the parts that are computed again would not be "
+            "compiled. Leave one of them out; --accumulation saves memory beside --compile, too"
+        )
     steps = steps if isinstance(steps, dict) else {"optimizer": steps}
-    model = state["model"].to(memory_format=torch.channels_last)
+    model = state["model"].to(memory_format=run.precision.memory_format)
     if recipe.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is a BatchNorm itself
     state = state | {"schedule": make_schedule(state["optimizer"], recipe)}
@@ -75,9 +84,17 @@ def fit(
         dataset, run.seed, recipe.batch_size, recipe.drop_last, run.workers, run.device, rank(), world_size()
     )
     progress = {"epoch": 0, "step": 0, "best": -math.inf, "figures": {}}
-    given = torch.compile(model) if run.compile else model
+    given = torch.compile(model, dynamic=False) if run.compile else model  # crops are of one size
     updates = {
-        name: Update(step if isinstance(step, Step) else Step(step), given, networks, state[name], recipe, run.device)
+        name: Update(
+            step if isinstance(step, Step) else Step(step),
+            given,
+            networks,
+            state[name],
+            recipe,
+            run.device,
+            run.precision,
+        )
         for name, step in steps.items()
     }
     state |= {f"{name}_scaler": update.scaler for name, update in updates.items() if update.scaler.is_enabled()}
@@ -90,30 +107,36 @@ def fit(
 
     try:
         for epoch in range(progress["epoch"], recipe.epochs):
-            started = time.monotonic()
+            clock, before = Clock(run.device), progress["step"]
             loader.sampler.epoch = epoch
             torch.manual_seed(sample_seed(run.seed, epoch, rank(), world_size()))
-            progress["step"] = train_epoch(updates, state, loader, recipe, run, log, progress["step"])
+            progress["step"] = train_epoch(updates, state, loader, recipe, run, log, before)
             for schedule in schedules:
                 schedule.step()
             for network in networks:
                 same_buffers(network)
-            if recipe.statistics_batches:
-                estimate_statistics(model, loader, recipe.statistics_batches, run.device)
-            model.eval()
-            try:
-                figures = from_process_0(validate(model))
-                if draw and not rank():
-                    draw(model, run.folder / "pictures" / f"epoch_{epoch + 1:03d}.png")
-            except FloatingPointError as error:
-                raise FloatingPointError(f"{error}; terms of the last step: {log.terms}") from error
-            told = told_figures(figures, lower_is_better)
-            log.epoch(epoch, recipe.epochs, progress["step"], figures, told, time.monotonic() - started)
-            progress |= {"epoch": epoch + 1, "figures": figures}
-            merit = -figures[best] if best in lower_is_better else figures[best]
-            if merit > progress["best"]:
-                progress["best"] = merit
-                save(model.state_dict(), run.folder / "best.pth")
+            clock.training_ends(images=min((progress["step"] - before) * recipe.batch_size, len(dataset)))
+            figures = None
+            if (epoch + 1) % run.validate_every == 0 or epoch + 1 == recipe.epochs:
+                if recipe.statistics_batches:
+                    estimate_statistics(model, loader, recipe.statistics_batches, run.device, run.precision)
+                model.eval()
+                try:
+                    figures = from_process_0(validate(model))
+                    if draw and not rank():
+                        draw(model, run.folder / "pictures" / f"epoch_{epoch + 1:03d}.png")
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{error}; terms of the last step: {log.terms}") from error
+            cost = clock.cost()
+            message = epoch_message(figures, lower_is_better, cost)
+            log.epoch(epoch, recipe.epochs, progress["step"], figures, cost, message)
+            progress["epoch"] = epoch + 1
+            if figures is not None:
+                progress["figures"] = figures
+                merit = -figures[best] if best in lower_is_better else figures[best]
+                if merit > progress["best"]:
+                    progress["best"] = merit
+                    save(model.state_dict(), run.folder / "best.pth")
             save(everything(state, progress, run, len(dataset)), run.folder / "last.pt")
         model.eval()
         for name, part in state.items():
@@ -155,48 +178,101 @@ def train_epoch(
 ) -> int:
     """One pass over the loader; returns the number of steps done since the start of the run."""
     state["model"].train()
-    skipped: dict[str, int] = {}
-    with progress_bar(len(loader), f"epoch {loader.sampler.epoch + 1}/{recipe.epochs}") as bar:
-        for tensors, names in batches(loader):
-            tensors = to_device(tensors, run.device)
-            values, steps_done = {}, steps_done + 1
+    epoch, readings = loader.sampler.epoch, Readings(run.device)
+    left_out = dict.fromkeys(updates, 0)  # steps, for float16 gradients that overflowed
+
+    def note(step: TakenStep, numbers: dict[str, float]) -> None:
+        rates, terms = dict(step.rates), {}
+        for name, number in numbers.items():
+            kind, _, key = name.rpartition("/")
+            if key == "taken":
+                left_out[kind] += not number
+            else:
+                (rates if key == "scale" else terms)[name] = number
+        if any(name.endswith("/scale") and rate < SMALLEST_SCALE for name, rate in rates.items()):
+            raise FloatingPointError(
+                "gradients are not finite in float16, however small the loss is scaled: take --precision bfloat16 or "
+                "float32, or a lower learning rate"
+            )
+        log.step(epoch, step.number, rates, terms)
+        if not all(math.isfinite(term) for term in terms.values()):
+            raise FloatingPointError(
+                f"the loss is not finite in step {step.number}: {terms}; files of the batch: {', '.join(step.files)}. "
+                "Lower the learning rate or the weight of the term that ran away; for the likelihood term there is "
+                "likelihood_margin"
+            )
+        bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()}, refresh=False)
+
+    with progress_bar(len(loader), f"epoch {epoch + 1}/{recipe.epochs}") as bar:
+        for tensors, files in batches(loader):
+            tensors = to_device(tensors, run.device, run.precision.memory_format)
+            steps_done += 1
+            numbers: dict[str, Tensor] = {}
             rates = {f"{name}/lr".removeprefix("optimizer/"): learning_rate(state[name]) for name in updates}
             for name, update in updates.items():
                 try:
-                    values |= update.gradients(tensors)
+                    numbers |= update.gradients(tensors)
                 except FloatingPointError as error:
-                    told = f"{error}; terms of step {steps_done} so far: {values}, of the step before: {log.terms}"
-                    raise FloatingPointError(told) from error
-                if not all(math.isfinite(value) for value in values.values()):
-                    log.step(loader.sampler.epoch, steps_done, rates, values)
+                    so_far = {name: number.item() for name, number in numbers.items()}
                     raise FloatingPointError(
-                        f"the loss is not finite in step {steps_done}: {values}; files of the batch: "
-                        f"{', '.join(names)}. Lower the learning rate or the weight of the term that ran away; for the "
-                        "likelihood term there is likelihood_margin"
-                    )
-                taken = update.apply()
-                if update.scaler.is_enabled():
-                    rates[f"{name}/scale"] = update.scaler.get_scale()
-                skipped[name] = skipped.get(name, 0) + (not taken)
-            log.step(loader.sampler.epoch, steps_done, rates, values)
-            bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+                        f"{error}; terms of step {steps_done} so far: {so_far}, of the step before: {log.terms}"
+                    ) from error
+                numbers |= {f"{name}/{key}": number for key, number in update.apply().items()}
+            readings.put(TakenStep(steps_done, files, rates), numbers)
+            for step in readings.ready():
+                note(*step)
             bar.update()
-    for name, count in skipped.items():
+        for step in readings.ready(everything=True):
+            note(*step)
+    for name, count in left_out.items():
         if count == len(loader) and not rank():
             tqdm.write(f"note: {name} took none of the epoch's {count} steps, for its float16 gradients overflowed")
     return steps_done
+
+
+class TakenStep(NamedTuple):
+    """A step whose numbers are still on the device."""
+
+    number: int
+    files: list[str]
+    rates: dict[str, float]
+
+
+class Clock:
+    """What an epoch costs: seconds, images a second, memory."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.started = device, time.monotonic()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def training_ends(self, images: int) -> None:
+        """images  that all processes together have trained on"""
+        self.images, self.trained = images, time.monotonic()
+
+    def cost(self) -> dict[str, float]:
+        now = time.monotonic()
+        return {
+            "seconds": now - self.started,
+            "validation_seconds": now - self.trained,
+            "images_per_second": self.images / (self.trained - self.started),
+            "peak_memory_mib": peak_memory(self.device) / 2**20,
+        }
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
     return optimizer.param_groups[-1]["lr"]
 
 
-def told_figures(figures: dict[str, float], lower_is_better: Collection[str]) -> str:
-    """Fractions as percent, the others as they are."""
-    return "  ".join(
+def epoch_message(figures: dict[str, float] | None, lower_is_better: Collection[str], cost: dict[str, float]) -> str:
+    """Fractions as percent, other figures as they are, and what the epoch took."""
+    parts = [
         f"{name} {value:.3f}" if name in lower_is_better else f"{name} {100 * value:.1f} %"
-        for name, value in figures.items()
-    )
+        for name, value in (figures or {}).items()
+    ]
+    parts += [f"{cost['seconds']:.0f} s"] + [f"validation {cost['validation_seconds']:.0f} s"] * (figures is not None)
+    parts += [f"{cost['images_per_second']:.1f} images/s", f"{cost['peak_memory_mib']:,.0f} MiB"]
+    return "  ".join(parts)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> lr_scheduler.LRScheduler:
@@ -209,7 +285,9 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> lr_schedu
 
 
 @torch.no_grad()
-def estimate_statistics(model: nn.Module, loader: DataLoader, count: int, device: torch.device) -> None:
+def estimate_statistics(
+    model: nn.Module, loader: DataLoader, count: int, device: torch.device, precision: Precision
+) -> None:
     """Replace BatchNorm's running statistics by the mean over the images of the epoch's first `count` batches.
 
     Of several processes, by the mean over theirs.
@@ -221,7 +299,9 @@ def estimate_statistics(model: nn.Module, loader: DataLoader, count: int, device
         norm.momentum = None  # a plain mean over all that is seen
     model.train()
     for tensors, _ in itertools.islice(batches(loader), count):
-        model(to_device(tensors[:1], device)[0])
+        [images] = to_device(tensors[:1], device, precision.memory_format)
+        with precision.autocast(device):
+            model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     average_buffers(norms, ("running_mean", "running_var"))
@@ -251,7 +331,8 @@ def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
             f"{path} was trained on {saved['samples']} images, there are {samples} now; resume on the same data"
         )
     for name, part in state.items():
-        part.load_state_dict(saved[name])
+        if name in saved or not isinstance(part, torch.amp.GradScaler):  # a run may go on in another precision
+            part.load_state_dict(saved[name])
     return saved["progress"]
 
 
@@ -292,14 +373,26 @@ class RunLog:
             for name, value in rates.items():
                 self.events.add_scalar(name, value, step)
 
-    def epoch(self, epoch: int, epochs: int, step: int, figures: dict[str, float], told: str, seconds: float) -> None:
+    def epoch(
+        self,
+        epoch: int,
+        epochs: int,
+        step: int,
+        figures: dict[str, float] | None,
+        cost: dict[str, float],
+        message: str,
+    ) -> None:
+        """figures  of the validation, None where the epoch had none"""
         if not self.writes:
             return
-        self.write({"epoch": epoch + 1, "step": step, "validation": figures, "seconds": seconds})
+        validation = {} if figures is None else {"validation": figures}
+        self.write({"epoch": epoch + 1, "step": step, **validation, **cost})
         with interrupts_held_back():
-            for name, value in figures.items():
+            for name, value in (figures or {}).items():
                 self.events.add_scalar(f"validation/{name}", value, step)
-        tqdm.write(f"epoch {epoch + 1}/{epochs}  {told}  {seconds:.0f} s")
+            for name, value in cost.items():
+                self.events.add_scalar(f"cost/{name}", value, step)
+        tqdm.write(f"epoch {epoch + 1}/{epochs}  {message}")
 
     def close(self) -> None:
         if not self.writes:

@@ -15,6 +15,7 @@ from models.weights import (
     has_dataset_head,
     load_imagenet_densenet121,
     load_imagenet_vit,
+    load_network,
     load_weights,
     segmenter_dataset_head,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "ladder_densenet121",
     "load_imagenet_densenet121",
     "load_imagenet_vit",
+    "load_network",
     "load_weights",
     "segmenter",
     "segmenter_dataset_head",

@@ -20,7 +20,9 @@ NEVER = 1e30  # no feature gets there: a ReLU that such a feature alone would sw
 
 
 @torch.no_grad()
-def fast_inference(model: nn.Module) -> nn.Module:
+def fast_inference(
+    model: nn.Module, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.channels_last
+) -> nn.Module:
     """A copy of the model for inference: the outputs of eval mode up to rounding, computed faster.
 
     model    any module with networks of this package in it, such as windows around one; what is not known here is
@@ -30,7 +32,8 @@ def fast_inference(model: nn.Module) -> nn.Module:
              weights of now: after further training, make another, which takes about as long as copying them.
     raises   ValueError where a BatchNorm to be folded has no running statistics
     """
-    return inferring(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    copied = inferring(model) if dtype is torch.float32 else copy.deepcopy(model)
+    return copied.eval().requires_grad_(False).to(memory_format=memory_format)
 
 
 def inferring(module: nn.Module) -> nn.Module:

@@ -4,11 +4,14 @@ Every file is read with weights_only=True and must fit; what may be missing, the
 """
 
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models import DenseNet121_Weights
 
 from models.vit import resize_positions
@@ -40,7 +43,8 @@ def read_state_dict(path: str | Path, source: str = RELEASED) -> dict[str, Tenso
         raise FileNotFoundError(f"no weight file {path}; {source}")
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, so that a look at the keys reads no weights; files of PyTorch before 1.6 cannot be.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch.load fails in a dozen ways on a file that is not its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -86,6 +90,31 @@ def load_weights(model: nn.Module, path: str | Path, new: tuple[str, ...] = (), 
     """
     fit_state_dict(model, read_state_dict(path, source), path, new)
     return model
+
+
+def load_network(build: Callable[[], nn.Module], path: str | Path) -> nn.Module:
+    """A network with the weights of a file: load_weights(build(), path), without drawing initial ones before."""
+    with NoInitialWeights():
+        model = build()
+    return load_weights(model, path)
+
+
+class NoInitialWeights(TorchFunctionMode):
+    """Tensors that would be filled with random numbers in place stay as they are: a large network saves seconds."""
+
+    fillers = (
+        Tensor.uniform_,
+        Tensor.normal_,
+        Tensor.erfinv_,
+        nn.init.uniform_,
+        nn.init.normal_,
+        nn.init.kaiming_uniform_,
+    )
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.fillers:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) -> nn.Module:

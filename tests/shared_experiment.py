@@ -23,7 +23,7 @@ from losses import dense_hybrid_loss, pixel_counts
 
 NUMBERS = {
     "lr": 0.05, "lr_min": 0.0, "schedule": "cosine", "epochs": 2, "batch_size": 4, "drop_last": False,
-    "crop_size": 32, "scale": [0.5, 2.0], "precision": "float32", "statistics_batches": 0, "accumulation": 1,
+    "crop_size": 32, "scale": [0.5, 2.0], "statistics_batches": 0, "accumulation": 1,
     "checkpointing": False, "sync_batchnorm": False, "adam_eps": 1e-8, "beta": 0.3, "ignored_are_inliers": False,
     "likelihood_margin": None, "negative_resize": 24, "negative_scale": [1.0, 1.0], "negative_size": 20,
 }  # fmt: skip
@@ -76,7 +76,7 @@ def train(world, negatives, folder, resume=False, dies_at=None, norm=FrozenNorm,
         return dense_hybrid_loss(*model(images), labels, beta=recipe.beta, counts=counts)
 
     def validate(model):
-        return closed_set_figures(model, validation, 12, device)
+        return closed_set_figures(model, validation, 12, run)
 
     state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9)}
     step = Step(loss, paste, lambda images, labels: pixel_counts(labels))

@@ -762,7 +762,7 @@ def pixel_wise(monkeypatch, in_tmp):
         return built[-1]
 
     monkeypatch.setattr(evaluate_osr_coco, "segmenter", build)
-    monkeypatch.setattr(evaluate_osr_coco, "fast_inference", lambda network: network)  # no copy: it is looked at
+    monkeypatch.setattr(evaluate_osr_coco, "fast_inference", lambda network, *_: network)  # no copy: it is looked at
     return files | {"built": built}
 
 

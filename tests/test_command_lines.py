@@ -79,6 +79,7 @@ def weights_are_there(monkeypatch, in_tmp):
     instead = dict.fromkeys(["segmenter", "denseflow_25_6", "deeplabv3plus", "ladder_densenet121"], Network)
     instead |= dict.fromkeys(["load_weights", "load_imagenet_vit"], lambda network, file, **choices: network)
     instead |= {"segmenter_dataset_head": lambda file: "decoder", "has_dataset_head": lambda file: True}
+    instead |= {"load_network": lambda build, file: build()}
 
     monkeypatch.setattr("engine.flow.sha256", lambda file: "digest")
 

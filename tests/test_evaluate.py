@@ -26,6 +26,7 @@ from engine.evaluate import (
     one_ahead,
     write_results,
 )
+from engine.precision import choose_precision
 from engine.run import Run
 from engine.train import RunLog
 from labels import IGNORE, OUTLIER
@@ -88,7 +89,7 @@ def test_closed_set_miou_is_that_of_a_slow_count():
                     hits[k] += predicted == truth == k
                     unions[k] += k in (predicted, truth)
     slow = sum(hit / union for hit, union in zip(hits, unions, strict=True)) / 3
-    assert closed_set_figures(model, dataset, 3, CPU)["mIoU"] == pytest.approx(slow)
+    assert closed_set_figures(model, dataset, 3, Run(Path(), CPU, {}))["mIoU"] == pytest.approx(slow)
 
 
 def test_anomaly_figures_are_those_of_all_pixels_together_but_for_the_stated_error():
@@ -107,7 +108,7 @@ def test_anomaly_figures_are_those_of_all_pixels_together_but_for_the_stated_err
     outlier = labels[scored] == OUTLIER
     false, true, _ = sklearn.metrics.roc_curve(outlier, scores[scored], drop_intermediate=False)
     ap = sklearn.metrics.average_precision_score(outlier, scores[scored])
-    figures = anomaly_figures(TwoHeads(), dataset, score, CPU)
+    figures = anomaly_figures(TwoHeads(), dataset, score, Run(Path(), CPU, {}))
     stated = BoundedAnomalyMetrics().update(scores, labels).compute()
     for name, exact in {"AP": ap, "FPR95": false[true >= 0.95][0]}.items():
         assert figures[name] == stated[name] and abs(figures[name] - exact) <= stated[f"{name}_error"] < 0.001
@@ -240,7 +241,7 @@ def test_bfloat16_rounds_the_networks_products_and_float32_does_not():
     model, dataset = nn.Conv2d(3, 4, 3, padding=1), Pairs()
     rounded, exact = (
         [frame.class_logits for frame in evaluated_frames(model, dataset, CPU, precision=precision)]
-        for precision in ("bfloat16", "float32")
+        for precision in (choose_precision("bfloat16", CPU), choose_precision(None, CPU))
     )
     for (image, *_), few, many in zip(dataset.frames, rounded, exact, strict=True):
         image = image[None].float().contiguous(memory_format=torch.channels_last) / 255

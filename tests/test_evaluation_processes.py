@@ -177,15 +177,16 @@ def test_of_equal_frames_the_earlier_is_ranked_first_whichever_came_first():
 @pytest.mark.parametrize("name", ["ood", "osr_sh", "osr_coco", "closed_set"])
 def test_the_precision_and_the_fast_network_reach_the_evaluation(name, commands, monkeypatch, tmp_path):
     script, *flags = commands[name]
-    script, asked, copies = importlib.import_module(script), [], []
+    script, asked, copies, types = importlib.import_module(script), [], [], []
 
     def evaluated(model, dataset, device, workers=0, title="", precision="float32"):
         asked.append((model, precision))
         labels = torch.tensor([[[0, 1, OUTLIER, OUTLIER]]])
         yield Frame(0, "a frame", torch.rand(1, 3, 1, 4), labels, torch.rand(1, 12, 1, 4), torch.rand(1, 2, 1, 4))
 
-    def fast(model):
+    def fast(model, dtype, memory_format):
         copies.append(torch.nn.Identity())
+        types.append(dtype)
         return copies[-1]
 
     monkeypatch.chdir(tmp_path)
@@ -195,10 +196,10 @@ def test_the_precision_and_the_fast_network_reach_the_evaluation(name, commands,
     for more in ([], ["--precision", "bfloat16"]):
         script.main([*flags, "--pictures", "0", *more] if name != "closed_set" else [*flags, *more])
     passes = 4 if name == "osr_sh" else 1  # two towns, for their thresholds and for the figures
-    assert [precision for _, precision in asked] == ["float32"] * passes + ["bfloat16"] * passes
-    assert len(copies) == 1
-    for model, precision in asked:  # in bfloat16 the network itself, which loses less to its rounding
-        assert (copies[0] in model.modules()) == (precision == "float32")
+    assert [precision.name for _, precision in asked] == ["float32"] * passes + ["bfloat16"] * passes
+    assert types == [torch.float32, torch.bfloat16]
+    for model, precision in asked:
+        assert copies[precision.name == "bfloat16"] in model.modules()
 
 
 def test_bounded_figures_are_as_far_off_as_the_table_says_at_most(commands, alone, monkeypatch, tmp_path):

@@ -645,7 +645,7 @@ class Greys(Dataset):
 def fit_two(folder, steps, validate=lambda model: {"AP": 0.5}, epochs=3, **rest):
     """A network and a helper of one weight each; returns them"""
     recipe = Recipe(lr=0.1, lr_min=0, schedule="constant", epochs=epochs, batch_size=2, drop_last=True, crop_size=4,
-                    scale=(1, 1), precision="float32", statistics_batches=0, accumulation=1, checkpointing=False,
+                    scale=(1, 1), statistics_batches=0, accumulation=1, checkpointing=False,
                     sync_batchnorm=False)  # fmt: skip
     record = {"script": "two", "command": "python two.py", "seed": 0, "recipe": {"release": {}}}
     run = Run(folder, torch.device("cpu"), seed=0, workers=0, resume=False, compile=False, record=record)

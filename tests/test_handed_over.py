@@ -128,8 +128,9 @@ def test_process_0_is_the_first_to_scan_the_photographs(script, in_tmp, monkeypa
     instead = dict.fromkeys(["segmenter", "denseflow_25_6"], lambda *sizes, **choices: Network())
     instead |= {
         "load_weights": lambda network, file, **choices: network,
+        "load_network": lambda build, file: build(),
         "segmenter_dataset_head": lambda file: "decoder",
-        "fast_inference": lambda network: network,
+        "fast_inference": lambda network, *choices: network,
         "main_process_first": main_process_first,
         "COCO20": scan,
     }

@@ -99,7 +99,7 @@ def test_a_missing_block_and_an_unknown_source_are_named(tmp_path):
     [
         ("epochs", True), ("epochs", 1.5), ("epochs", "many"), ("epochs", [1]), ("lr", True), ("lr", math.nan),
         ("lr", math.inf), ("lr", "fast"), ("scale", 1.0), ("scale", [1.0]), ("scale", [1.0, "wide"]),
-        ("scale", [0.5, 1.0, 2.0]), ("schedule", 3), ("precision", False),
+        ("scale", [0.5, 1.0, 2.0]), ("schedule", 3),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_in_the_file_is_refused(tmp_path, key, value):
@@ -117,7 +117,7 @@ def test_yaml_that_writes_a_number_as_a_word_is_understood(tmp_path):
     [
         ("lr", 0), ("lr", -1e-3), ("lr_min", -1e-9), ("lr_min", 1), ("epochs", 0), ("batch_size", 0), ("crop_size", 0),
         ("adam_eps", 0), ("scale", "0 1"), ("scale", "2 1"), ("negative_scale", "0 1"),
-        ("statistics_batches", -1), ("schedule", "linear"), ("precision", "float64"), ("beta", -0.1),
+        ("statistics_batches", -1), ("schedule", "linear"), ("beta", -0.1),
         ("negative_size", 769), ("accumulation", 0), ("accumulation", 5),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -20,9 +21,9 @@ from tiny import (
 )
 from torch import nn
 
-from engine.loader import (
-    training_loader,
-)
+import engine
+from engine.loader import training_loader
+from engine.precision import FLOAT32
 from engine.run import NOT_COMPARED
 from engine.train import estimate_statistics, make_schedule
 
@@ -66,7 +67,7 @@ def test_estimated_statistics_are_the_mean_over_the_first_batches():
         model[0].running_var.fill_(77)
         model[0].num_batches_tracked.fill_(1000)
     before = [parameter.clone() for parameter in model.parameters()]
-    estimate_statistics(model, training_loader(Specks(), 3, 4, True, 0, CPU, 0, 1), 2, CPU)
+    estimate_statistics(model, training_loader(Specks(), 3, 4, True, 0, CPU, 0, 1), 2, CPU, FLOAT32)
 
     shown = list(loaded(batch_size=4).values())
     means, variances = [], []
@@ -82,7 +83,7 @@ def test_estimated_statistics_are_the_mean_over_the_first_batches():
 
 def test_estimated_statistics_stop_after_the_asked_number_of_batches():
     model = nn.Sequential(nn.BatchNorm2d(3))
-    estimate_statistics(model, training_loader(Specks(), 3, 4, True, 0, CPU, 0, 1), 1, CPU)
+    estimate_statistics(model, training_loader(Specks(), 3, 4, True, 0, CPU, 0, 1), 1, CPU, FLOAT32)
     pixels = np.stack([image.numpy() for image, _ in list(loaded(batch_size=4).values())[:4]]) / 255
     np.testing.assert_allclose(model[0].running_mean, pixels.mean((0, 2, 3)), rtol=1e-5)
 
@@ -263,25 +264,64 @@ def test_a_gpu_without_memory_ends_with_advice(tmp_path):
         train(tmp_path / "run", step=step)
 
 
-def test_a_compiled_network_trains_to_the_same_weights(tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(torch, "compile", lambda model: given.append(model) or Compiled(model))
-    train(tmp_path / "compiled", compile=True, epochs=1)
-    train(tmp_path / "plain", epochs=1)
-    assert len(given) == 1 and len(Compiled.calls) == STEPS
+def test_a_compiled_network_is_compiled_once_and_trains_to_the_same_weights(tmp_path, monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):  # what the compiler is given, run as it is: the default one needs a C++ compiler
+        graphs.append({node.target for node in graph.graph.nodes if node.op == "call_function"})
+        return graph
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    train(tmp_path / "compiled", compile=True, epochs=2)
+    train(tmp_path / "plain", epochs=2)
+    assert len(graphs) == 1 and torch.conv2d in graphs[0]
     assert_same_weights(tmp_path / "compiled" / "final.pth", tmp_path / "plain" / "final.pth")
 
 
-class Compiled(nn.Module):
-    calls = []
+def test_compiling_and_checkpointing_together_are_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="--compile and --checkpointing true do not go together"):
+        train(tmp_path / "run", compile=True, checkpointing=True)
+    assert not (tmp_path / "run").exists()
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
 
-    def forward(self, images):
-        self.calls.append(None)
-        return self.model(images)
+def test_validation_waits_for_its_epoch_and_comes_after_the_last(tmp_path):
+    train(tmp_path / "run", validate_every=2, epochs=5)
+    epochs = [line for line in log_of(tmp_path / "run") if "seconds" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3, 4, 5]
+    assert [line["epoch"] for line in epochs if "validation" in line] == [2, 4, 5]
+
+
+def test_rare_validation_changes_no_weight(tmp_path):
+    train(tmp_path / "run", validate_every=3, statistics_batches=0)
+    train(tmp_path / "often", statistics_batches=0)
+    assert_same_weights(tmp_path / "run" / "final.pth", tmp_path / "often" / "final.pth")
+
+
+def test_the_log_tells_what_an_epoch_cost(tmp_path, monkeypatch):
+    times = iter([100.0, 104.0, 105.0])  # nine images in four seconds, validation in one
+    monkeypatch.setattr(engine.train.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(engine.train, "peak_memory", lambda device: 3 * 2**20)
+    train(tmp_path / "run", epochs=1)
+    [line] = [line for line in log_of(tmp_path / "run") if "validation" in line]
+    costs = {"seconds": 5.0, "validation_seconds": 1.0, "images_per_second": 9 / 4, "peak_memory_mib": 3.0}
+    assert costs.items() <= line.items()
+
+
+@pytest.mark.parametrize(("first", "then"), [("float32", "float16"), ("float16", "float32"), ("float32", "bfloat16")])
+def test_a_run_may_go_on_in_another_precision(first, then, tmp_path):
+    figures = iter([0.5, KeyboardInterrupt])
+
+    def validate(model):
+        figure = next(figures)
+        if figure is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return {"mIoU": figure}
+
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", precision=first, epochs=3, validate=validate)
+    train(tmp_path / "run", precision=then, epochs=3, resume=True)
+    assert [line["epoch"] for line in log_of(tmp_path / "run") if "validation" in line] == [1, 2, 3]
 
 
 def test_a_checkpoint_holds_all_that_a_run_needs(uninterrupted):

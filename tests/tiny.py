@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from engine.loader import batches, training_loader
+from engine.precision import choose_precision
 from engine.recipe import Recipe
 from engine.run import Run
 from engine.train import fit
@@ -34,7 +35,7 @@ class Specks(Dataset):
 
 TINY = Recipe(
     lr=1e-2, lr_min=1e-4, schedule="cosine", epochs=3, batch_size=3, drop_last=True, crop_size=8,
-    scale=(1.0, 1.0), precision="float32", statistics_batches=1, accumulation=1,
+    scale=(1.0, 1.0), statistics_batches=1, accumulation=1,
     checkpointing=False, sync_batchnorm=False,
 )  # fmt: skip
 STEPS = 3  # an epoch has, of ten images in whole batches of three
@@ -69,12 +70,18 @@ def red_share(model):
     return {"mIoU": found.float().mean().item()}
 
 
-def train(folder, workers=0, resume=False, step=tiny_step, dataset=None, validate=red_share, compile=False, **changes):
+def train(
+    folder, workers=0, resume=False, step=tiny_step, dataset=None, validate=red_share, compile=False,
+    precision="float32", validate_every=1, **changes
+):  # fmt: skip
     recipe = dataclasses.replace(TINY, **changes)
     numbers = dataclasses.asdict(recipe) | {"scale": list(recipe.scale)}
     command = "python tiny.py --exp_name tiny" + " --resume" * resume
     record = {"script": "tiny", "command": command, "seed": 5, "recipe": {"release": numbers}}
-    run = Run(folder, CPU, seed=5, workers=workers, resume=resume, compile=compile, record=record)
+    run = Run(
+        folder, CPU, record, choose_precision(precision, CPU), seed=5, workers=workers, resume=resume, compile=compile,
+        validate_every=validate_every,
+    )  # fmt: skip
     torch.manual_seed(run.seed)
     model = tiny_model()
     groups = [
