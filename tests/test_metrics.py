@@ -455,3 +455,54 @@ def test_logits_in_place_of_class_ids_and_shapes_that_differ_are_errors():
     for num_classes in (0, 255):
         with pytest.raises(ValueError, match=f"num_classes is {num_classes}"):
             ConfusionMatrix(num_classes)
+
+
+# What a GPU sorts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_a_gpu_counts_is_what_a_cpu_counts_in_ascending_order(dtype):
+    scores, labels = random_scores(np.random.default_rng(7), 500, 0.2, levels=10)
+    labels[::9] = IGNORE
+    scores = torch.from_numpy(scores).to(dtype)
+    *kinds, ignored = metrics.anomaly.sorted_on_gpu(scores, labels)  # which runs on any device
+    *expected, expected_ignored = metrics.anomaly.counted_scores(scores, labels)
+    assert ignored == expected_ignored
+    for found, of_kind in zip(kinds, expected, strict=True):
+        assert found.dtype == of_kind.dtype
+        np.testing.assert_array_equal(found, np.sort(of_kind))
+
+
+@pytest.mark.parametrize("labels", [np.full(4, OUTLIER, np.uint8), np.full(3, OUTLIER, np.uint8)])
+def test_what_is_wrong_with_scores_on_a_gpu_is_said_as_on_a_cpu(labels):
+    scores = torch.tensor([0.0, math.nan, 1.0])
+    with pytest.raises(ValueError) as expected:
+        metrics.anomaly.counted_scores(scores, labels)
+    with pytest.raises(ValueError) as found:
+        metrics.anomaly.sorted_on_gpu(scores, labels)
+    assert str(found.value) == str(expected.value)
+
+
+def test_scores_that_came_sorted_give_the_same_figures(monkeypatch):
+    rng, ours, expected = np.random.default_rng(3), AnomalyMetrics(), AnomalyMetrics()
+    for size in (40, 300, 7):
+        scores, labels = random_scores(rng, size, 0.3, levels=5, dtype=np.float32)
+        frame = AnomalyMetrics()
+        *kinds, _ = metrics.anomaly.sorted_on_gpu(torch.from_numpy(scores), labels)
+        for kept, of_kind in zip((frame._inliers, frame._outliers), kinds, strict=True):
+            kept.add(of_kind, is_sorted=True)
+            kept.gpu = torch.device("cpu")  # sorts as a GPU would
+        assert frame.compute() == figures_of(scores, labels)
+        ours.merge(frame)
+        expected.update(scores, labels)
+    assert ours.compute() == expected.compute()
+
+
+def test_scores_are_sorted_without_a_gpu_whose_memory_does_not_suffice(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    scores = np.array([3.0, 1.0, 2.0], np.float32)
+    monkeypatch.setattr(torch, "from_numpy", full)
+    metrics.anomaly._sort(scores, torch.device("cpu"))
+    assert scores.tolist() == [1, 2, 3]

@@ -12,7 +12,15 @@ import torch
 from torch import nn
 from torchvision.models import densenet121, densenet169, resnet18
 
-from models import backbone_slower, has_dataset_head, ladder_densenet121, load_imagenet_densenet121, load_weights
+from models import (
+    backbone_slower,
+    has_dataset_head,
+    ladder_densenet121,
+    load_imagenet_densenet121,
+    load_network,
+    load_weights,
+)
+from models.vit import VisionTransformer
 from models.weights import read_state_dict
 from tests.golden.fill import golden_image, golden_state_dict
 
@@ -218,6 +226,24 @@ def test_a_dataset_head_is_found_in_a_file(tmp_path):
     assert has_dataset_head(saved({"model": state}, tmp_path / "hybrid.pt"))
     closed_set = {key: value for key, value in state.items() if "logits_ood" not in key}
     assert not has_dataset_head(saved(closed_set, tmp_path / "closed.pth"))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: ladder_densenet121(12), lambda: VisionTransformer(grid=2, width=24, depth=1, heads=2)],
+    ids=["convolutions", "transformer"],
+)
+def test_a_network_from_a_file_is_the_one_that_was_written_and_draws_nothing(build, tmp_path):
+    written = build()
+    torch.save(written.state_dict(), tmp_path / "weights.pth")
+    before = torch.get_rng_state()
+    model = load_network(build, tmp_path / "weights.pth")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_same_state(model, written.state_dict())
+    for (name, ours), theirs in zip(model.named_buffers(), written.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name  # also those that no file holds
+    (tmp_path / "weights.pth").write_bytes(b"")  # nothing is left that reads it
+    assert_same_state(model, written.state_dict())
 
 
 def test_a_missing_file_is_named(tmp_path):
