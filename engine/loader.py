@@ -178,6 +178,25 @@ def to_device(
     return moved
 
 
+def batches_on_device(
+    loader: DataLoader, device: torch.device, memory_format: torch.memory_format
+) -> Iterator[tuple[list[Tensor], list[str]]]:
+    """`batches` through `to_device`; to a GPU in a stream of its own, while it still computes the steps before."""
+    uploads = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for tensors, names in batches(loader):
+        if uploads is None:
+            yield to_device(tensors, device, memory_format), names
+            continue
+        with torch.cuda.stream(uploads):
+            moved = to_device(tensors, device, memory_format)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(uploads)
+        for tensor in moved:
+            if tensor.is_cuda:
+                tensor.record_stream(current)  # its memory is free once the step's work on it is done
+        yield moved, names
+
+
 @contextlib.contextmanager
 def same_noise(device: torch.device) -> Iterator[None]:
     """What is drawn inside is the same at every visit, and takes nothing from the training's random numbers."""

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from engine import checkpoint
-from engine.loader import batches, sample_seed, to_device, training_loader
+from engine.loader import batches, batches_on_device, sample_seed, to_device, training_loader
 from engine.precision import Precision
 from engine.processes import average_buffers, from_process_0, progress_bar, rank, same_buffers, world_size
 from engine.readings import Readings
@@ -204,8 +204,7 @@ def train_epoch(
         bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()}, refresh=False)
 
     with progress_bar(len(loader), f"epoch {epoch + 1}/{recipe.epochs}") as bar:
-        for tensors, files in batches(loader):
-            tensors = to_device(tensors, run.device, run.precision.memory_format)
+        for tensors, files in batches_on_device(loader, run.device, run.precision.memory_format):
             steps_done += 1
             numbers: dict[str, Tensor] = {}
             rates = {f"{name}/lr".removeprefix("optimizer/"): learning_rate(state[name]) for name in updates}

@@ -24,6 +24,7 @@ from torch import nn
 import engine
 from engine.loader import training_loader
 from engine.precision import FLOAT32
+from engine.readings import LAG, Readings
 from engine.run import NOT_COMPARED
 from engine.train import estimate_statistics, make_schedule
 
@@ -290,6 +291,41 @@ def test_validation_waits_for_its_epoch_and_comes_after_the_last(tmp_path):
     epochs = [line for line in log_of(tmp_path / "run") if "seconds" in line]
     assert [line["epoch"] for line in epochs] == [1, 2, 3, 4, 5]
     assert [line["epoch"] for line in epochs if "validation" in line] == [2, 4, 5]
+
+
+class Lagging(Readings):
+    """Numbers that come as late as from a GPU"""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.lag = LAG
+
+
+def test_numbers_that_come_late_are_logged_all_the_same(tmp_path, uninterrupted, monkeypatch):
+    monkeypatch.setattr(engine.train, "Readings", Lagging)
+    train(tmp_path / "run")
+    assert steps_of(tmp_path / "run") == steps_of(uninterrupted)
+    assert_same_weights(tmp_path / "run" / "final.pth", uninterrupted / "final.pth")
+
+
+@pytest.mark.parametrize("bad", [1, 2, 3])
+def test_a_loss_that_is_not_finite_is_reported_with_its_own_step_however_late(bad, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.train, "Readings", Lagging)
+    steps = []
+
+    def step(model, images, labels):
+        steps.append(None)
+        terms = tiny_step(model, images, labels)
+        return terms | {"extra": terms["class"] * (math.nan if len(steps) == bad else 0)}
+
+    with pytest.raises(
+        FloatingPointError, match=rf"not finite in step {bad}: .*'extra': nan.*files of the batch"
+    ) as error:
+        train(tmp_path / "run", step=step)
+    seen = list(loaded(seed=5, batch_size=3))[3 * bad - 3 : 3 * bad]
+    assert ", ".join(seen) in str(error.value)
+    assert [line["step"] for line in steps_of(tmp_path / "run")] == [*range(1, bad + 1)]
+    assert not (tmp_path / "run" / "last.pt").exists()
 
 
 def test_rare_validation_changes_no_weight(tmp_path):
