@@ -115,7 +115,8 @@ def main(argv=None):
 
     state = {"model": model, "optimizer": optimizer} | flow_state
     steps = {"optimizer": Step(loss, paste_drawn, count_pixels), "flow_optimizer": Step(flow_loss)}
-    return fit(steps, state, train_set, recipe, run, validate, best="AP", draw=draw)
+    best = "mIoU" if args.flow_state == "none" else "AP"  # on the noise of an untrained flow an AP says nothing
+    return fit(steps, state, train_set, recipe, run, validate, best, draw=draw)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,15 @@ class FlowTraining(Recipe):
             raise ValueError(f"lr_min {self.lr_min} must be 0 where there are warmup_steps")
 
 
+class Warmup:
+    """A learning rate that rises with the optimizer's steps, where fit's schedules move once an epoch."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int):
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (steps + 1), total_iters=steps)
+        optimizer.register_step_post_hook(lambda *step: schedule.step())
+        self.state_dict, self.load_state_dict = schedule.state_dict, schedule.load_state_dict
+
+
 def main(argv=None):
     parser = argument_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -105,10 +114,7 @@ def main(argv=None):
     optimizer = torch.optim.Adamax(flow.parameters(), recipe.lr, eps=recipe.adamax_eps)
     state = {"model": flow, "optimizer": optimizer}
     if recipe.warmup_steps:
-        state["warmup"] = torch.optim.lr_scheduler.LinearLR(
-            optimizer, 1 / (recipe.warmup_steps + 1), total_iters=recipe.warmup_steps
-        )
-        optimizer.register_step_post_hook(lambda *step: state["warmup"].step())
+        state["warmup"] = Warmup(optimizer, recipe.warmup_steps)
 
     def loss(flow, images, labels):
         crops = (255 * images).round()
