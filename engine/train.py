@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from engine import checkpoint
+from engine.evaluate import without_nan
 from engine.loader import batches, batches_on_device, sample_seed, to_device, training_loader
 from engine.precision import Precision
 from engine.processes import average_buffers, from_process_0, progress_bar, rank, same_buffers, world_size
@@ -48,7 +49,7 @@ def fit(
               in 0..1. Where a batch is used more than once: {name of an optimizer in the state: its step}, taken in
               this order
     state     the model, the optimizer and whatever else has a state_dict to go into the checkpoints. "optimizer"
-              follows the recipe's schedule; other schedules in the state are stepped once an epoch
+              follows the recipe's schedule; other learning rate schedules in the state are stepped once an epoch
     dataset   samples (image, labels, ..., name), see engine.loader
     validate  the model in eval mode -> figures by name; `best` names the one that chooses best.pth. They are
               fractions, shown as percent, but for those named in lower_is_better, which have units of their own
@@ -78,7 +79,7 @@ def fit(
     if recipe.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is a BatchNorm itself
     state = state | {"schedule": make_schedule(state["optimizer"], recipe)}
-    schedules = [part for name, part in state.items() if name.endswith("schedule")]
+    schedules = [part for part in state.values() if isinstance(part, lr_scheduler.LRScheduler)]
     networks = [part for part in state.values() if isinstance(part, nn.Module)]
     loader = training_loader(
         dataset, run.seed, recipe.batch_size, recipe.drop_last, run.workers, run.device, rank(), world_size()
@@ -356,7 +357,7 @@ class RunLog:
 
     def write(self, line: dict) -> None:
         try:
-            self.file.write(json.dumps(line) + "\n")
+            self.file.write(json.dumps(without_nan(line), allow_nan=False) + "\n")
         except OSError as error:
             told = f"could not write {self.file.name} ({error.strerror}); make room, then go on with --resume"
             raise OSError(error.errno, told) from error

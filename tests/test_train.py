@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 import math
 
 import numpy as np
@@ -253,6 +254,29 @@ def test_batchnorm_is_synchronised_where_the_recipe_says_so(sync_batchnorm, tmp_
 
     train(tmp_path / "run", step=step, sync_batchnorm=sync_batchnorm, epochs=1)
     assert set(norms) == {nn.SyncBatchNorm if sync_batchnorm else nn.BatchNorm2d}
+
+
+@pytest.mark.parametrize("name", ["schedule_of_mine", "flow_scheduler"])
+def test_a_schedule_in_the_state_is_stepped_once_an_epoch_whatever_its_name(name, tmp_path):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    train(tmp_path / "run", epochs=3, more_state={name: schedule})
+    assert optimizer.param_groups[0]["lr"] == 0.125
+
+
+def test_the_log_is_json_where_a_number_is_not_finite(tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    def step(model, images, labels):
+        return {"class": model(images).sum() * math.inf}
+
+    train(tmp_path / "undefined", validate=lambda model: {"mIoU": math.nan}, epochs=1)
+    with pytest.raises(FloatingPointError):
+        train(tmp_path / "infinite", step=step)
+    lines = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("undefined", "infinite")]
+    undefined, infinite = ([json.loads(line, parse_constant=refuse) for line in each] for each in lines)
+    assert undefined[-1]["validation"] == {"mIoU": None} and infinite[-1]["class"] is None
 
 
 def test_a_gpu_without_memory_ends_with_advice(tmp_path):

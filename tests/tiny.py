@@ -72,7 +72,7 @@ def red_share(model):
 
 def train(
     folder, workers=0, resume=False, step=tiny_step, dataset=None, validate=red_share, compile=False,
-    precision="float32", validate_every=1, **changes
+    precision="float32", validate_every=1, more_state=None, **changes
 ):  # fmt: skip
     recipe = dataclasses.replace(TINY, **changes)
     numbers = dataclasses.asdict(recipe) | {"scale": list(recipe.scale)}
@@ -88,7 +88,7 @@ def train(
         {"params": model[:2].parameters(), "lr": recipe.lr / 2},
         {"params": model[2:].parameters(), "lr": recipe.lr},
     ]
-    state = {"model": model, "optimizer": torch.optim.Adam(groups)}
+    state = {"model": model, "optimizer": torch.optim.Adam(groups)} | (more_state or {})
     return fit(step, state, dataset or Specks(), recipe, run, validate, best="mIoU")
 
 
