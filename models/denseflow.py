@@ -56,6 +56,7 @@ class DenseFlow(nn.Module):
         self.base_dist = ChannelGaussian(channels)
         self.transforms = nn.ModuleList(transforms)
         self.channels, self.stride = channels, 2 ** len(steps)
+        self.known_initialized = False  # what is_initialized found out: reading it again would wait for a GPU
 
     def forward(self, images: Tensor) -> Tensor:
         return self.log_prob(images)
@@ -87,7 +88,14 @@ class DenseFlow(nn.Module):
         return features, log_likelihood, dropped
 
     def is_initialized(self) -> bool:
-        return bool(torch.stack([layer.norm.initialized for layer in self.layers()]).all())
+        """Whether every ActNorm layer was set; once they were, a GPU is not waited for."""
+        if not self.known_initialized:
+            self.known_initialized = bool(torch.stack([layer.norm.initialized for layer in self.layers()]).all())
+        return self.known_initialized
+
+    def _load_from_state_dict(self, *args) -> None:
+        self.known_initialized = False  # what is loaded may never have been set
+        super()._load_from_state_dict(*args)
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
@@ -110,17 +118,19 @@ class DenseFlow(nn.Module):
     def layers(self) -> list["Layer"]:
         return [module for module in self.modules() if isinstance(module, Layer)]
 
-    def sample(self, n: int, height: int, width: int) -> Tensor:
+    def sample(self, n: int, height: int, width: int, check: bool = True) -> Tensor:
         """n images (n, 3, height, width) in 0..255, not rounded, with gradients to all that made them.
 
-        Gradients stop at values that were clamped. Raises ValueError where a side does not divide by 8,
-        FloatingPointError for samples that are not finite.
+        Gradients stop at values that were clamped. Raises ValueError where a side does not divide by 8. Samples that
+        are not finite raise FloatingPointError, for which a GPU is waited for; with check=False they come back as
+        images of NaN alone, and no GPU is waited for.
         """
         self.check_size(height, width)
         with without_autocast(self.base_dist.loc):
-            return self.decode(self.base_dist.sample(n, height // self.stride, width // self.stride))
+            latent = self.base_dist.sample(n, height // self.stride, width // self.stride)
+            return self.decode(latent, check=check)
 
-    def decode(self, latent: Tensor, dropped: list[Tensor] | None = None) -> Tensor:
+    def decode(self, latent: Tensor, dropped: list[Tensor] | None = None, check: bool = True) -> Tensor:
         """The image of a latent; the halves that transitions dropped are given or else drawn anew."""
         features, left = latent, list(dropped or ())
         for transform in reversed(self.transforms):
@@ -128,12 +138,17 @@ class DenseFlow(nn.Module):
                 features = transform.inverse(features, left.pop() if dropped else None)
             else:
                 features = transform.inverse(features)
-        if not features.isfinite().all():
+        finite = features.isfinite()
+        if check and not finite.all():
             raise FloatingPointError(
-                f"{(~features.isfinite()).sum()} of {features.numel()} values drawn from the flow are not finite: it "
+                f"{(~finite).sum()} of {features.numel()} values drawn from the flow are not finite: it "
                 "has diverged; train it with a lower learning rate, or go back to an earlier file"
             )
-        return features.clamp(0, LEVELS - 1)
+        images = features.clamp(0, LEVELS - 1)
+        if check:
+            return images
+        # clamp makes a number of an infinity, and a loss is to show that the flow has diverged.
+        return images.masked_fill(~finite.flatten(1).all(1)[:, None, None, None], math.nan)
 
     def check_size(self, height: int, width: int) -> None:
         if height <= 0 or width <= 0 or height % self.stride or width % self.stride:

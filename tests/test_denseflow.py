@@ -1,13 +1,16 @@
 """DenseFlow: against the released code's outputs, a transcription, autograd's Jacobian and its own inverse."""
 
+import copy
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain_denseflow
 from models import denseflow_25_6, load_weights
@@ -467,3 +470,84 @@ def test_a_flow_whose_matrix_has_no_inverse_says_so_when_it_draws():
         flow.layers()[0].mix.weight.zero_()
     with pytest.raises(FloatingPointError, match="drawn from the flow are not finite: it has div"):
         flow.sample(1, 8, 8)
+
+
+# Without waiting for a GPU
+
+
+class CountedOperations(TorchDispatchMode):
+    """How often each of PyTorch's operations was run inside"""
+
+    def __enter__(self):
+        self.counts = Counter()
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_step_reads_no_value_back(checkpointing):
+    flow, images = small_flow(checkpointing).train(), whole_numbers(2, 16, 16)
+    assert flow.is_initialized()
+    with CountedOperations() as seen:
+        (flow.sample(2, 16, 16, check=False).sum() + flow.log_prob(images).sum()).backward()
+    assert seen.counts.keys().isdisjoint({"_local_scalar_dense", "nonzero", "item", "is_nonzero"})
+    with CountedOperations() as seen:
+        flow.sample(2, 16, 16)
+    assert seen.counts["_local_scalar_dense"] == 1  # whether all values are finite
+
+
+def test_that_norms_were_set_is_remembered_until_others_are_loaded():
+    flow = small_flow().train()
+    fresh = {key: value.clone() for key, value in small_flow(filled=False, seed=0).state_dict().items()}
+    assert flow.is_initialized()
+    with CountedOperations() as seen:
+        assert flow.is_initialized() and copy.deepcopy(flow).is_initialized()
+    assert not seen.counts["_local_scalar_dense"]
+    whole = torch.nn.ModuleDict({"flow": flow})
+    whole.load_state_dict({"flow." + key: value for key, value in fresh.items()})
+    assert not flow.is_initialized() and not copy.deepcopy(flow).is_initialized()
+    flow.log_prob(whole_numbers(2, 16, 16))
+    assert flow.is_initialized()
+    flow.load_state_dict(fresh)
+    assert not flow.is_initialized()
+
+
+def test_unchecked_samples_are_those_that_are_checked():
+    flow = small_flow()
+    torch.manual_seed(4)
+    unchecked = flow.sample(2, 16, 16, check=False)
+    assert unchecked.equal(seeded(4, flow.sample, 2, 16, 16))
+    gradients = [torch.autograd.grad(drawn.sum(), flow.base_dist.loc)[0] for drawn in (unchecked, flow.sample(1, 8, 8))]
+    assert all(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_unchecked_image_with_a_value_that_is_not_finite_is_all_nan(value):
+    flow = small_flow()
+    dropped = [torch.randn(2, 28, 4, 4, dtype=torch.float64), torch.randn(2, 64, 2, 2, dtype=torch.float64)]
+    latent = flow.base_dist.sample(2, 2, 2)
+    expected = flow.decode(latent, dropped)
+    latent[0, 0, 0, 0] = value
+    with pytest.raises(FloatingPointError):
+        flow.decode(latent, dropped)
+    unchecked = flow.decode(latent, dropped, check=False)
+    assert unchecked[0].isnan().all() and unchecked[1].equal(expected[1])
+
+
+def test_an_infinity_does_not_become_a_bright_pixel(monkeypatch):
+    flow = small_flow()
+    monkeypatch.setattr(
+        flow.transforms[0], "inverse", lambda features: features + torch.tensor([0, math.inf])[:, None, None, None]
+    )
+    drawn = flow.sample(2, 8, 8, check=False)
+    assert drawn[0].isfinite().all() and drawn[1].isnan().all()
+
+
+def test_an_unchecked_flow_whose_matrix_has_no_inverse_draws_nan():
+    flow = small_flow()
+    with torch.no_grad():
+        flow.layers()[0].mix.weight.zero_()
+    assert flow.sample(2, 8, 8, check=False).isnan().all()
