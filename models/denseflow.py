@@ -7,11 +7,13 @@ checkpoints. All noise comes from torch.rand and torch.randn.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 LEVELS = 256  # of a stored pixel value
@@ -258,6 +260,8 @@ class NoiseParameters(nn.Module):
         )
 
     def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        if fused(seen):
+            seen = laid_out_like(self.transformation[0].weight, seen)
         mean, scale = self.transformation(seen).chunk(2, dim=1)
         return mean, bounded_log_scale(scale)
 
@@ -313,15 +317,15 @@ class Layer(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's output, and the coupling's share of the log-determinant (B,); Step adds the matrices'."""
-        shift, log_scale = self.norm.shift[0, :, 0, 0], self.norm.log_scale[0, :, 0, 0]
+        shift, log_scale = self.norm.shift.flatten(), self.norm.log_scale.flatten()
         matrix = self.mix.weight * (-log_scale).exp()
-        return self.coupling(F.conv2d(features, matrix[:, :, None, None], -(matrix @ shift)))
+        return self.coupling(affine(features, matrix, -(matrix @ shift)))
 
     def inverse(self, features: Tensor, inverse: Tensor) -> Tensor:
         """inverse  (C, C), that of the 1x1 convolution's matrix"""
-        matrix = inverse * self.norm.log_scale[0, :, 0].exp()
+        matrix = inverse * self.norm.log_scale.view(-1, 1).exp()
         features = self.coupling.inverse(features)
-        return F.conv2d(features, matrix[:, :, None, None], self.norm.shift[0, :, 0, 0])
+        return affine(features, matrix, self.norm.shift.flatten())
 
 
 class ActNorm(nn.Module):
@@ -375,12 +379,16 @@ class Coupling(nn.Module):
         self.half, self.checkpointing = half, checkpointing
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        if fused(features):
+            return FusedCoupling.apply(features, False, self.checkpointing, *self.weights())
         first, second = features[:, : self.half], features[:, self.half :]
         log_scale, shift = self.parameters_from(first)
         second = shift + log_scale.exp() * second
         return torch.cat([second, first], dim=1), log_scale.sum((1, 2, 3))
 
     def inverse(self, features: Tensor) -> Tensor:
+        if fused(features):
+            return FusedCoupling.apply(features, True, self.checkpointing, *self.weights())
         first, second = features[:, -self.half :], features[:, : -self.half]
         log_scale, shift = self.parameters_from(first)
         return torch.cat([first, (second - shift) * (-log_scale).exp()], dim=1)
@@ -392,6 +400,11 @@ class Coupling(nn.Module):
         else:
             output = network(first)
         return bounded_log_scale(output[:, 0::2]), output[:, 1::2]
+
+    def weights(self) -> list[Tensor]:
+        """Kernel and bias of each convolution, in the order in which they are run."""
+        convolutions = [module for module in self.coupling_net.modules() if isinstance(module, nn.Conv2d)]
+        return [weight for module in convolutions for weight in (module.weight, module.bias)]
 
 
 class ResidualDenseBlock(nn.Module):
@@ -454,3 +467,183 @@ def bounded_log_scale(raw: Tensor) -> Tensor:
 def without_autocast(tensor: Tensor) -> torch.autocast:
     """A flow keeps full precision: what bfloat16 rounds, no inverse brings back."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+# On a GPU. Its time goes by launching a flow's many small operations, so there are fewer here, and those of the dense
+# stacks are written out together with their gradients. (B, C, h, w) lie channels_last: as rows (B h w, C) of a matrix.
+
+
+def fused(features: Tensor) -> bool:
+    """Whether the functions below run; torch.compile has its own ways to launch less."""
+    return features.is_cuda and not torch.compiler.is_compiling()
+
+
+def affine(features: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    """matrix @ each pixel's channels + shift"""
+    if fused(features):
+        return as_image(torch.addmm(shift, as_rows(features), matrix.T), features)
+    return F.conv2d(features, matrix[:, :, None, None], shift)
+
+
+class FusedCoupling(torch.autograd.Function):
+    """Coupling.forward or .inverse, and its gradients to features and weights (once differentiable).
+
+    The features of the dense stack are columns of one matrix, to which each layer adds its own, and a 1x1 convolution
+    is one matrix product, its bias and ReLU included. With checkpointing, backward starts from the input again. Below,
+    to_x is the gradient to x.
+    """
+
+    @staticmethod
+    def forward(ctx, features: Tensor, inverse: bool, checkpointing: bool, *weights: Tensor):
+        output, gained, kept = couple(features, inverse, weights)
+        ctx.inverse, ctx.checkpointing = inverse, checkpointing
+        ctx.save_for_backward(features, *weights, *([] if checkpointing else (output, *kept)))
+        return output if inverse else (output, gained)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_output: Tensor, to_gained: Tensor | None = None):
+        needed = ctx.needs_input_grad[3:]
+        features, *saved = ctx.saved_tensors
+        weights, kept = saved[: len(needed)], saved[len(needed) :]
+        with without_autocast(features):
+            if ctx.checkpointing:
+                output, _, kept = couple(features, ctx.inverse, weights)
+            else:
+                output, *kept = kept
+            tanh, scale, *kept = kept
+            half, to_output = weights[0].shape[1], as_rows(to_output)
+            first, second = halves(as_rows(features), half, ctx.inverse)
+            scaled = halves(as_rows(output), half, not ctx.inverse)[1]
+            to_kept, to_scaled = halves(to_output, half, not ctx.inverse)
+
+            to_features, to_raw = torch.empty_like(to_output), scale.new_empty(len(scale), 2 * scale.shape[1])
+            to_first, to_second = halves(to_features, half, ctx.inverse)
+            to_log_scale, to_shift = to_raw[:, 0::2], to_raw[:, 1::2]
+            torch.mul(to_scaled, scale, out=to_second)
+            if ctx.inverse:  # scaled = (second - shift) * exp(-log_scale)
+                torch.neg(to_second, out=to_shift)
+                torch.mul(to_scaled, scaled, out=to_log_scale).neg_()
+            else:  # scaled = shift + exp(log_scale) * second, of which log_scale was gained
+                to_shift.copy_(to_scaled)
+                torch.mul(to_second, second, out=to_log_scale)
+                to_log_scale.view(len(features), -1, scale.shape[1]).add_(to_gained[:, None, None])
+            torch.ops.aten.tanh_backward.grad_input(to_log_scale, tanh, grad_input=to_log_scale)
+
+            to_first.copy_(to_kept)
+            to_weights = network_backward(to_raw, to_first, first, features, kept, weights, needed)
+        return as_image(to_features, features), None, None, *to_weights
+
+
+def couple(features: Tensor, inverse: bool, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """Coupling's output, the log-determinant gained (none for the inverse), and what the gradients are made from."""
+    half, pixels = weights[0].shape[1], as_rows(features)
+    first, second = halves(pixels, half, inverse)
+    raw, kept = network(first, features, weights)
+    tanh, shift = torch.tanh(raw[:, 0::2] / 2), raw[:, 1::2]
+    exponent = (-2 if inverse else 2) * tanh
+    gained = None if inverse else exponent.view(len(features), -1).sum(1)
+    scale = exponent.exp_()
+    output = pixels.new_empty(pixels.shape)
+    same, scaled = halves(output, half, not inverse)
+    same.copy_(first)
+    if inverse:
+        torch.sub(second, shift, out=scaled).mul_(scale)
+    else:
+        torch.addcmul(shift, scale, second, out=scaled)
+    return as_image(output, features), gained, [tanh, scale, *kept]
+
+
+def network(first: Tensor, features: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Coupling.coupling_net on rows: (B h w, half) -> (B h w, outputs), and what its gradients are made from."""
+    (kernel, bias), *dense, (mix, mix_bias), (last, last_bias) = zip(weights[::2], weights[1::2], strict=True)
+    width, hidden = len(bias), []
+    grown, stop = first.new_empty(len(first), mix.shape[1]), width
+    torch.addmm(bias, first, kernel.flatten(1).T, out=grown[:, :width])
+    for (kernel, bias), (spatial, spatial_bias) in zip(dense[::2], dense[1::2], strict=True):
+        hidden.append(product_relu(grown[:, :stop], kernel.flatten(1), bias))
+        start, stop = stop, stop + len(spatial_bias)
+        convolution_relu(as_image(hidden[-1], features), spatial, spatial_bias, out=grown[:, start:stop])
+    mixed = torch.addmm(mix_bias, grown, mix.flatten(1).T)
+    a, b_and_c = mixed[:, :width], mixed[:, width:]
+    output = (grown[:, :width] + a).add_(F.glu(b_and_c))
+    return torch.addmm(last_bias, output, last.flatten(1).T), [grown, mixed, output, *hidden]
+
+
+def network_backward(
+    to_raw: Tensor,
+    to_first: Tensor,
+    first: Tensor,
+    features: Tensor,
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients to the weights, where they are needed; that to `first` is added to `to_first`."""
+    (grown, mixed, output, *hidden), gradients = kept, [None] * len(weights)
+
+    def to_product(number: int, gradient: Tensor, inputs: Tensor) -> Tensor:
+        """Set the gradients to kernel and bias of a 1x1 convolution; its kernel as a matrix"""
+        if needed[2 * number]:
+            gradients[2 * number] = (gradient.T @ inputs).view(weights[2 * number].shape)
+        if needed[2 * number + 1]:
+            gradients[2 * number + 1] = gradient.sum(0)
+        return weights[2 * number].flatten(1)
+
+    last, width = len(weights) // 2 - 1, len(weights[1])
+    to_output = to_raw @ to_product(last, to_raw, output)
+    to_mixed = torch.empty_like(mixed)
+    to_mixed[:, :width] = to_output
+    torch.ops.aten.glu_backward.grad_input(to_output, mixed[:, width:], 1, grad_input=to_mixed[:, width:])
+    to_grown = to_mixed @ to_product(last - 1, to_mixed, grown)
+    to_grown[:, :width] += to_output
+    stop = grown.shape[1]
+    for number in range(last - 2, 0, -2):  # of the 3x3 convolution; the 1x1 is the one before
+        kernel, inputs = weights[2 * number], hidden.pop()
+        start = stop - len(kernel)
+        gradient = torch.ops.aten.threshold_backward(to_grown[:, start:stop], grown[:, start:stop], 0)
+        if needed[2 * number + 1]:
+            gradients[2 * number + 1] = gradient.sum(0)
+        gradient, gradients[2 * number], _ = torch.ops.aten.convolution_backward(
+            *(laid_out_like(kernel, as_image(pixels, features)) for pixels in (gradient, inputs)),
+            *(kernel, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, needed[2 * number], False]),
+        )
+        gradient = torch.ops.aten.threshold_backward(as_rows(gradient), inputs, 0)
+        to_grown[:, :start].addmm_(gradient, to_product(number - 1, gradient, grown[:, :start]))
+        stop = start
+    to_first.addmm_(to_grown[:, :width], to_product(0, to_grown[:, :width], first))
+    return gradients
+
+
+def product_relu(inputs: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    """relu(inputs @ matrix.T + bias)"""
+    if hasattr(torch, "_addmm_activation"):  # not documented; a pass over the output less
+        return torch._addmm_activation(bias, inputs, matrix.T)
+    return torch.addmm(bias, inputs, matrix.T).relu_()
+
+
+def convolution_relu(features: Tensor, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
+    """relu of a 3x3 convolution of features (B, C, h, w), into the rows `out`"""
+    torch.add(as_rows(F.conv2d(laid_out_like(kernel, features), kernel, padding=1)), bias, out=out).relu_()
+
+
+def laid_out_like(kernel: Tensor, features: Tensor) -> Tensor:
+    """Features in the layout of a kernel: cuDNN has fast convolutions of true float32 for contiguous tensors alone."""
+    last = kernel.is_contiguous(memory_format=torch.channels_last)
+    return features.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def as_rows(features: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B h w, C); a view where they lie channels_last"""
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+
+
+def as_image(rows: Tensor, like: Tensor) -> Tensor:
+    """(B h w, C) -> (B, C, h, w), a view that lies channels_last; B, h, w are those of `like`"""
+    batch, _, height, width = like.shape
+    return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def halves(rows: Tensor, half: int, at_end: bool) -> tuple[Tensor, Tensor]:
+    """The `half` columns at the start, or at the end, and the rest"""
+    return (rows[:, -half:], rows[:, :-half]) if at_end else (rows[:, :half], rows[:, half:])

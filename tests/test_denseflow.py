@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain_denseflow
-from models import denseflow_25_6, load_weights
-from models.denseflow import ActNorm, DenseFlow
+from models import denseflow, denseflow_25_6, load_weights
+from models.denseflow import ActNorm, Coupling, DenseFlow, FusedCoupling
 from tests.golden.fill import golden_image, golden_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,6 +36,12 @@ def no_noise(monkeypatch):
     """All Gaussian noise 0, the dequantization noise one half"""
     monkeypatch.setattr(torch, "rand", lambda *size, **kind: torch.full(*size, 0.5, **kind))
     monkeypatch.setattr(torch, "randn", lambda *size, **kind: torch.zeros(*size, **kind))
+
+
+@pytest.fixture(params=["modules", "fused"])
+def each_way(request, monkeypatch):
+    """Both ways to run the flow, on this CPU: that of CPUs and that of GPUs"""
+    monkeypatch.setattr(denseflow, "fused", lambda features: request.param == "fused")
 
 
 def small_flow(checkpointing=False, filled=True, seed=None, dense_layers=2):
@@ -72,7 +79,7 @@ def test_the_layout_is_that_of_the_released_checkpoint(released):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_density_and_the_latent_are_those_of_the_released_code(size, released, no_noise):
+def test_the_density_and_the_latent_are_those_of_the_released_code(size, released, no_noise, each_way):
     golden = np.load(GOLDEN / f"denseflow_25_6_{size}.npz")
     images = (golden_image(*map(int, size.split("x"))) * 255).long()
     with torch.no_grad():
@@ -83,7 +90,7 @@ def test_the_density_and_the_latent_are_those_of_the_released_code(size, release
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_samples_are_those_of_the_released_code(size, released, no_noise):
+def test_samples_are_those_of_the_released_code(size, released, no_noise, each_way):
     golden = np.load(GOLDEN / f"denseflow_25_6_{size}.npz")["sample"]
     with torch.no_grad():
         assert_close_to_golden(released.sample(len(golden), *golden.shape[2:]), golden)
@@ -121,7 +128,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
 # Its parts on a small flow, in float64
 
 
-def test_the_density_is_that_of_a_transcription_layer_by_layer():
+def test_the_density_is_that_of_a_transcription_layer_by_layer(each_way):
     flow, images = small_flow(), whole_numbers(2, 16, 24)
     weights = dict(flow.named_parameters())
     ours = seeded(1, flow.log_prob, images)
@@ -133,7 +140,7 @@ def test_the_density_is_that_of_a_transcription_layer_by_layer():
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * other.abs().max().item(), msg=key)
 
 
-def test_samples_are_those_of_a_transcription_layer_by_layer():
+def test_samples_are_those_of_a_transcription_layer_by_layer(each_way):
     flow = small_flow()
     ours = seeded(1, flow.sample, 3, 16, 24)
     torch.testing.assert_close(ours, seeded(1, plain_denseflow.sample, dict(flow.named_parameters()), 3, 16, 24))
@@ -141,7 +148,7 @@ def test_samples_are_those_of_a_transcription_layer_by_layer():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 24), (40, 8)])
-def test_an_image_is_recovered_from_its_latent_and_the_dropped_halves(size):
+def test_an_image_is_recovered_from_its_latent_and_the_dropped_halves(size, each_way):
     flow, images = small_flow(), whole_numbers(2, *size, most=254)
     latent, _, dropped = seeded(2, flow.encode, images)
     torch.manual_seed(2)
@@ -258,7 +265,7 @@ def test_the_gradient_of_a_sample_is_that_of_a_small_change():
         assert ((ends[0] - ends[1]) / 2e-7).item() == pytest.approx((gradient * change).sum().item(), rel=1e-4)
 
 
-def test_gradients_stop_at_clamped_values():
+def test_gradients_stop_at_clamped_values(each_way):
     flow = small_flow()
     latent = flow.base_dist.sample(1, 1, 1).detach().requires_grad_()
     dropped = [torch.randn(1, 28, 2, 2, dtype=torch.float64), torch.randn(1, 64, 1, 1, dtype=torch.float64)]
@@ -316,7 +323,7 @@ def outputs_of_norms(flow, images, seed=0):
     return found
 
 
-def test_the_first_images_in_train_mode_set_every_norm(no_noise):
+def test_the_first_images_in_train_mode_set_every_norm(no_noise, each_way):
     flow, images = small_flow(filled=False, seed=0).train(), whole_numbers(4, 16, 16)
     assert len(flow.layers()) == 2 * 2 + 3 * 1 + 1 * 2 and not flow.is_initialized()
     flow.log_prob(images)
@@ -431,7 +438,7 @@ def drawn_and_scored(flow, checkpointing):
     return log_prob, drawn, gradients, memory
 
 
-def test_checkpointing_changes_neither_values_nor_gradients_and_keeps_less():
+def test_checkpointing_changes_neither_values_nor_gradients_and_keeps_less(each_way):
     assert small_flow(checkpointing=True).layers()[0].coupling.checkpointing
     flow = small_flow(dense_layers=7)
     log_prob, drawn, gradients, memory = drawn_and_scored(flow, checkpointing=False)
@@ -443,7 +450,7 @@ def test_checkpointing_changes_neither_values_nor_gradients_and_keeps_less():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_under_autocast_the_flow_keeps_its_precision(checkpointing):
+def test_under_autocast_the_flow_keeps_its_precision(checkpointing, each_way):
     flow, images = small_flow(checkpointing).float(), whole_numbers(2, 16, 16)
     results = []
     for autocast in (False, True):
@@ -456,7 +463,7 @@ def test_under_autocast_the_flow_keeps_its_precision(checkpointing):
     assert all(map(torch.equal, *results))
 
 
-def test_nothing_is_drawn_but_by_rand_and_randn(no_noise):
+def test_nothing_is_drawn_but_by_rand_and_randn(no_noise, each_way):
     flow = small_flow()
     before = torch.get_rng_state()
     flow.log_prob(whole_numbers(2, 8, 8))
@@ -464,7 +471,7 @@ def test_nothing_is_drawn_but_by_rand_and_randn(no_noise):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_flow_whose_matrix_has_no_inverse_says_so_when_it_draws():
+def test_a_flow_whose_matrix_has_no_inverse_says_so_when_it_draws(each_way):
     flow = small_flow()
     with torch.no_grad():
         flow.layers()[0].mix.weight.zero_()
@@ -488,7 +495,7 @@ class CountedOperations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_training_step_reads_no_value_back(checkpointing):
+def test_a_training_step_reads_no_value_back(checkpointing, each_way):
     flow, images = small_flow(checkpointing).train(), whole_numbers(2, 16, 16)
     assert flow.is_initialized()
     with CountedOperations() as seen:
@@ -546,8 +553,133 @@ def test_an_infinity_does_not_become_a_bright_pixel(monkeypatch):
     assert drawn[0].isfinite().all() and drawn[1].isnan().all()
 
 
-def test_an_unchecked_flow_whose_matrix_has_no_inverse_draws_nan():
+def test_an_unchecked_flow_whose_matrix_has_no_inverse_draws_nan(each_way):
     flow = small_flow()
     with torch.no_grad():
         flow.layers()[0].mix.weight.zero_()
     assert flow.sample(2, 8, 8, check=False).isnan().all()
+
+
+# The way of GPUs, on a CPU
+
+
+def make_coupling(channels, dense_layers=2, checkpointing=False, layout=torch.contiguous_format):
+    torch.manual_seed(0)
+    coupling = Coupling(channels, 4, dense_layers, checkpointing).double()
+    for parameter in coupling.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return coupling.to(memory_format=layout)
+
+
+def run_coupling(coupling, features, inverse):
+    """Output, log-determinant of the forward direction, and the gradients to features and weights (None where none)"""
+    features = features.detach().clone().requires_grad_(features.requires_grad)
+    outputs = (coupling.inverse(features),) if inverse else coupling(features)
+    torch.manual_seed(1)
+    loss = sum((torch.randn_like(output.contiguous()) * output).sum() for output in outputs)
+    coupling.zero_grad()
+    loss.backward()
+    return outputs, [features.grad, *(parameter.grad for parameter in coupling.parameters())]
+
+
+def both_ways(monkeypatch, function, *inputs):
+    results = []
+    for way in (False, True):
+        monkeypatch.setattr(denseflow, "fused", lambda features, way=way: way)
+        results.append(function(*inputs))
+    return results
+
+
+def assert_same(ours, expected):
+    assert [value is None for value in ours] == [value is None for value in expected]
+    for one, other in zip(ours, expected, strict=True):
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * other.abs().max().item())
+
+
+def test_the_fused_way_is_that_of_gpus_and_not_of_a_compiler(monkeypatch):
+    assert not denseflow.fused(torch.zeros(1)) and denseflow.fused(SimpleNamespace(is_cuda=True))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not denseflow.fused(SimpleNamespace(is_cuda=True))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("channels", "size"), [(6, (3, 5)), (7, (2, 1)), (2, (1, 1))])
+def test_a_fused_coupling_is_its_modules(channels, size, layout, checkpointing, inverse, monkeypatch):
+    coupling = make_coupling(channels, 3, checkpointing, layout)
+    features = torch.randn(2, channels, *size, dtype=torch.float64, requires_grad=True)
+    (expected, gradients), (ours, our_gradients) = both_ways(monkeypatch, run_coupling, coupling, features, inverse)
+    assert "FusedCoupling" in ours[0].grad_fn.name() and "FusedCoupling" not in expected[0].grad_fn.name()
+    assert_same(ours, expected)
+    assert_same(our_gradients, gradients)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_gradients_of_a_fused_coupling_are_those_of_small_changes(inverse):
+    coupling = make_coupling(4, dense_layers=1)
+    features = torch.randn(2, 4, 2, 1, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(
+        lambda features, *weights: FusedCoupling.apply(features, inverse, False, *weights),
+        (features, *coupling.weights()),
+    )
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("frozen", ["features", "all weights", "every second", "every third", "but one"])
+def test_a_fused_coupling_has_no_gradients_to_what_is_frozen(frozen, inverse, monkeypatch):
+    coupling = make_coupling(6)
+    features = torch.randn(2, 6, 3, 2, dtype=torch.float64, requires_grad=frozen != "features")
+    for number, parameter in enumerate(coupling.parameters()):
+        hidden = {"all weights": True, "every second": number % 2, "every third": number % 3, "but one": number != 4}
+        parameter.requires_grad_(not hidden.get(frozen, False))
+    (_, gradients), (_, ours) = both_ways(monkeypatch, run_coupling, coupling, features, inverse)
+    assert_same(ours, gradients)
+    assert [gradient is not None for gradient in ours[1:]] == [p.requires_grad for p in coupling.parameters()]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_fused_flow_runs_without_gradients(context, monkeypatch):
+    flow, images = small_flow(), whole_numbers(2, 16, 24)
+
+    def run():
+        with context():
+            return seeded(1, flow.sample, 2, 16, 24), seeded(2, flow.log_prob, images)
+
+    expected, ours = both_ways(monkeypatch, run)
+    assert_same(ours, expected)
+    assert not any(value.requires_grad for value in ours)
+
+
+def test_a_fused_coupling_does_without_the_undocumented_product(monkeypatch):
+    inputs, matrix, bias = (torch.randn(size, dtype=torch.float64) for size in ((5, 3), (4, 3), (4,)))
+    expected = (inputs @ matrix.T + bias).clamp(min=0)
+    assert_same([denseflow.product_relu(inputs, matrix, bias)], [expected])
+    monkeypatch.delattr(torch, "_addmm_activation")
+    assert_same([denseflow.product_relu(inputs, matrix, bias)], [expected])
+
+
+def test_a_fused_coupling_keeps_its_precision_where_its_backward_pass_is_under_autocast(monkeypatch):
+    monkeypatch.setattr(denseflow, "fused", lambda features: True)
+    coupling, results = make_coupling(6).float(), []
+    for autocast in (False, True):
+        features = seeded(1, torch.randn, 2, 6, 3, 2).requires_grad_()
+        loss = coupling.inverse(features).square().sum()
+        coupling.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss.backward()
+        results.append([features.grad, *(parameter.grad for parameter in coupling.parameters())])
+    assert all(map(torch.equal, *results))
+
+
+def test_layers_of_a_fused_flow_do_not_copy_their_features(monkeypatch):
+    monkeypatch.setattr(denseflow, "fused", lambda features: True)
+    copies = []
+    for layers in (1, 3):
+        flow = DenseFlow((2, 2, 1), (layers,) * 3, growth=2, width=4, dense_layers=2)
+        flow.to(memory_format=torch.channels_last)
+        with CountedOperations() as seen:
+            flow.sample(2, 16, 24, check=False).sum().backward()
+        copies.append([seen.counts[name] for name in ("clone", "cat", "slice_backward", "select_backward")])
+    assert copies[0] == copies[1] and copies[0][1] == 2  # cat is for the halves that are drawn anew
