@@ -673,6 +673,23 @@ def test_a_fused_coupling_keeps_its_precision_where_its_backward_pass_is_under_a
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_fused_flow_convolves_in_the_layout_of_its_weights(layout, monkeypatch):
+    monkeypatch.setattr(denseflow, "fused", lambda features: True)
+    flow, layouts = small_flow().to(memory_format=layout), []
+
+    class Layouts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "convolution" in function.name():
+                convolved = args[1:3] if "backward" in function.name() else args[:2]  # features and kernel
+                layouts.extend(tensor.is_contiguous(memory_format=layout) for tensor in convolved)
+            return function(*args, **(kwargs or {}))
+
+    with Layouts():
+        (flow.sample(2, 16, 24).sum() + flow.log_prob(whole_numbers(2, 16, 24)).sum()).backward()
+    assert len(layouts) > 100 and all(layouts)
+
+
 def test_layers_of_a_fused_flow_do_not_copy_their_features(monkeypatch):
     monkeypatch.setattr(denseflow, "fused", lambda features: True)
     copies = []
