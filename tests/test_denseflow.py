@@ -545,10 +545,9 @@ def test_an_unchecked_image_with_a_value_that_is_not_finite_is_all_nan(value):
 
 
 def test_an_infinity_does_not_become_a_bright_pixel(monkeypatch):
-    flow = small_flow()
-    monkeypatch.setattr(
-        flow.transforms[0], "inverse", lambda features: features + torch.tensor([0, math.inf])[:, None, None, None]
-    )
+    flow, added = small_flow(), torch.zeros(2, 3, 8, 8)
+    added[1, 0, 2, 3] = math.inf
+    monkeypatch.setattr(flow.transforms[0], "inverse", lambda features: features + added)
     drawn = flow.sample(2, 8, 8, check=False)
     assert drawn[0].isfinite().all() and drawn[1].isnan().all()
 
@@ -637,6 +636,23 @@ def test_a_fused_coupling_has_no_gradients_to_what_is_frozen(frozen, inverse, mo
     (_, gradients), (_, ours) = both_ways(monkeypatch, run_coupling, coupling, features, inverse)
     assert_same(ours, gradients)
     assert [gradient is not None for gradient in ours[1:]] == [p.requires_grad for p in coupling.parameters()]
+
+
+def test_a_frozen_fused_coupling_works_out_no_gradients_to_its_weights(monkeypatch):
+    monkeypatch.setattr(denseflow, "fused", lambda features: True)
+    coupling, masks = make_coupling(6).requires_grad_(False), []
+
+    class Masks(CountedOperations):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "convolution_backward" in function.name():
+                masks.append(args[-1])
+            return super().__torch_dispatch__(function, types, args, kwargs)
+
+    drawn = coupling.inverse(torch.randn(2, 6, 3, 2, dtype=torch.float64, requires_grad=True))
+    with Masks() as seen:
+        drawn.backward(drawn.detach())
+    assert masks == [[True, False, False]] * 2
+    assert seen.counts["sum"] == 0 and seen.counts["mm"] == 2  # to what goes into the last and the mixing convolution
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
