@@ -84,7 +84,9 @@ def main(argv=None):
 
     @torch.no_grad()
     def paste_drawn(images, labels, content):
-        patches = flow.sample(recipe.patches_per_image * len(images), *draw_patch_size(recipe.patch_sides)) / 255
+        patches = (
+            flow.sample(recipe.patches_per_image * len(images), *draw_patch_size(recipe.patch_sides), check=False) / 255
+        )
         return paste_at_random(images, labels, patches, content)[:2]
 
     def loss(model, images, labels, counts):
@@ -101,7 +103,7 @@ def main(argv=None):
         return pixel_counts(labels, recipe.ignored_are_inliers)
 
     def flow_loss(model, images, labels, content):
-        patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides)) / 255
+        patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides), check=False) / 255
         pasted, pasted_labels, corners = paste_at_random(images, labels, patches, content)
         with frozen(model):
             class_logits, _ = model(pasted)
@@ -122,7 +124,7 @@ def main(argv=None):
     state = {"model": model, "optimizer": optimizer} | flow_state
     steps = {"optimizer": Step(loss, paste_drawn, count_pixels), "flow_optimizer": Step(flow_loss)}
     best = "mIoU" if args.flow_state == "none" else "AP"  # on the noise of an untrained flow an AP says nothing
-    return fit(steps, state, train_set, recipe, run, validate, best, draw=draw)
+    return fit(steps, state, train_set, recipe, run, validate, best=best, draw=draw)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ def trained_along(
     flow_state   the file that the flow was loaded from, or none: the learning rate depends on it, and the run's record
                  keeps its digest, for the validation's negatives are drawn from it: --resume compares
     """
+    if run.device.type == "cuda":
+        flow.to(memory_format=run.precision.memory_format)
     lr = recipe.flow_lr_scratch
     if flow_state != "none":
         run.record["flow_state"] = sha256(flow_state)

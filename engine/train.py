@@ -195,12 +195,13 @@ def train_epoch(
                 "gradients are not finite in float16, however small the loss is scaled: take --precision bfloat16 or "
                 "float32, or a lower learning rate"
             )
+        before = log.terms
         log.step(epoch, step.number, rates, terms)
         if not all(math.isfinite(term) for term in terms.values()):
             raise FloatingPointError(
-                f"the loss is not finite in step {step.number}: {terms}; files of the batch: {', '.join(step.files)}. "
-                "Lower the learning rate or the weight of the term that ran away; for the likelihood term there is "
-                "likelihood_margin"
+                f"the loss is not finite in step {step.number}: {terms}; terms of the step before: {before}; files of "
+                f"the batch: {', '.join(step.files)}. Lower the learning rate (of a flow that draws the negatives, its "
+                "own) or the weight of the term that ran away; for the likelihood term there is likelihood_margin"
             )
         bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()}, refresh=False)
 

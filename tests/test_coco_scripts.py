@@ -634,7 +634,7 @@ def test_the_flows_patches_are_pasted_whole_but_never_into_padding(name, per_ima
     seen, drawn = Seen(tried, segmenter_coco20_finetune_flow, monkeypatch), []
     flow, grown = tried.state["flow"], []
 
-    def sample(n, height, width):
+    def sample(n, height, width, check):
         drawn.append((n, height, width))
         patches = coloured(n, height, width).clone().requires_grad_(torch.is_grad_enabled())
         grown.append(patches)
