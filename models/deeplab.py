@@ -4,11 +4,11 @@ Attribute names are those of the released checkpoints, so that released files lo
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpointing import compute
 from models.ladder_densenet import NormReluConv
+from models.upsampling import upsample
 from models.wide_resnet import WideResNet38
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in 0..1
@@ -22,10 +22,6 @@ def deeplabv3plus(num_classes: int, hybrid: bool = True, checkpointing: bool = F
     checkpointing  compute blocks again in training's backward pass instead of keeping what they computed
     """
     return DeepLabV3Plus(num_classes, hybrid, checkpointing=checkpointing)
-
-
-def upsample(features: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=True)
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1) -> list[nn.Module]:
@@ -89,10 +85,12 @@ class DeepLabV3Plus(WideResNet38):
         fine, coarse = super().forward((images - self.mean) / self.std)
         fine = self.bot_fine(fine)
         checkpointing = self.checkpointing and self.training
-        coarse = upsample(self.bot_aspp(compute(self.aspp, coarse, checkpointing=checkpointing)), fine.shape[2:])
-        features = torch.cat([fine, coarse], dim=1)
+        coarse = self.bot_aspp(compute(self.aspp, coarse, checkpointing=checkpointing))
+        features = torch.cat([fine, upsample(coarse, fine.shape[2:], align_corners=True)], dim=1)
         size = images.shape[2:]
-        class_logits = upsample(compute(self.final, features, checkpointing=checkpointing), size)
+        class_logits = compute(self.final, features, checkpointing=checkpointing)
+        class_logits = upsample(class_logits, size, align_corners=True)
         if not self.hybrid:
             return class_logits
-        return class_logits, upsample(compute(self.logits_ood, features, checkpointing=checkpointing), size)
+        dataset_logits = compute(self.logits_ood, features, checkpointing=checkpointing)
+        return class_logits, upsample(dataset_logits, size, align_corners=True)

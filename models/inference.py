@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.densenet import _DenseBlock, _Transition
 
-from models.ladder_densenet import LadderStep, NormReluConv, upsample
+from models.ladder_densenet import LadderStep, NormReluConv
+from models.upsampling import upsample
 from models.wide_resnet import PreActivationBlock
 
 ONEDNN = torch.backends.mkldnn.is_available()

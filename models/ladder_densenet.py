@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import densenet121
 
 from models.checkpointing import compute
+from models.upsampling import upsample
 
 BATCHNORM_MOMENTUM = 0.01
 PYRAMID_HEIGHTS = (8, 4, 2, 1)
@@ -21,10 +22,6 @@ def ladder_densenet121(num_classes: int, hybrid: bool = True, checkpointing: boo
     checkpointing  compute layers again in training's backward pass instead of keeping what they computed
     """
     return LadderDenseNet(num_classes, hybrid, checkpointing)
-
-
-def upsample(features: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
 
 class NormReluConv(nn.Sequential):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.deeplab import MEAN, STD
-from models.ladder_densenet import upsample
 from models.mask_transformer import MaskTransformer
+from models.upsampling import upsample
 from models.vit import VisionTransformer, start_linear
 from models.weights import SEGMENTER_DATASET_HEADS
 
