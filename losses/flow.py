@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from losses.dense_hybrid import kernels_for
+
 
 def bits_per_dimension(log_prob: Tensor, values_per_image: int) -> Tensor:
     """The mean over images of -log p / (ln 2 * number of values), a scalar.
@@ -21,14 +23,19 @@ def jensen_shannon_to_uniform(class_logits: Tensor, outlier_mask: Tensor, count:
     count         the divisor, where it is not the number of outliers here
     returns       a scalar, 0 (uniform, or no outlier) up to less than ln 2 nats; computed in float32 under autocast
     """
-    log_posterior = class_logits.float().log_softmax(1)
-    log_uniform = -math.log(class_logits.shape[1])
-    log_mean = torch.logaddexp(log_posterior, torch.full_like(log_posterior, log_uniform)) - math.log(2)
-    to_posterior = (log_posterior.exp() * (log_posterior - log_mean)).sum(1)
-    to_uniform = (math.exp(log_uniform) * (log_uniform - log_mean)).sum(1)
-    divergence = (to_posterior + to_uniform) / 2
+    outlier = outlier_mask.view(torch.uint8)
+    if kernels := kernels_for(outlier, class_logits):
+        total = kernels.Divergence.apply(class_logits, outlier)
+    else:
+        log_posterior = class_logits.float().log_softmax(1)
+        log_uniform = -math.log(class_logits.shape[1])
+        log_mean = torch.logaddexp(log_posterior, torch.full_like(log_posterior, log_uniform)) - math.log(2)
+        to_posterior = (log_posterior.exp() * (log_posterior - log_mean)).sum(1)
+        to_uniform = (math.exp(log_uniform) * (log_uniform - log_mean)).sum(1)
+        divergence = (to_posterior + to_uniform) / 2
+        total = divergence.where(outlier_mask, 0).sum()
     count = outlier_mask.sum() if count is None else torch.as_tensor(count)
-    return divergence.where(outlier_mask, 0).sum() / count.clamp(min=1)
+    return total / count.clamp(min=1)
 
 
 def synthetic_negatives_loss(

@@ -161,6 +161,12 @@ def test_outliers_get_no_gradient_from_the_class_term_nor_inliers_from_the_likel
         torch.testing.assert_close(reached, pixels)
 
 
+def test_labels_may_be_bytes():
+    *logits, labels = random_batch()
+    of_bytes = dense_hybrid_loss(*logits, labels.to(torch.uint8), BETA)
+    assert of_bytes == dense_hybrid_loss(*logits, labels, BETA)
+
+
 @pytest.mark.parametrize("label", [5, 100, 253, -1])
 def test_a_label_that_is_no_class_is_refused(label):
     class_logits, dataset_logits, labels = random_batch(num_classes=5)
