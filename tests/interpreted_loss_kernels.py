@@ -127,16 +127,19 @@ def test_extreme_logits(size, with_kernels):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("label", [IGNORE, OUTLIER, 1])
-def test_what_is_not_finite_stays_so_where_pytorch_has_it(value, label, with_kernels):
+@pytest.mark.parametrize(("label", "margin"), [(IGNORE, 0.0), (OUTLIER, None), (OUTLIER, 0.0), (1, None)])
+def test_what_is_not_finite_stays_so_where_pytorch_has_it(value, label, margin, with_kernels):
     class_logits, dataset_logits, labels = batch(5)
     labels[0, 0] = label
     logits = [class_logits.detach(), dataset_logits.detach()]
     logits[0][0, 2, 0, 0] = logits[1][0, 1, 0, 1] = value
     logits = [maps.requires_grad_() for maps in logits]
-    terms = [with_kernels(dense_hybrid_loss, *logits, labels, BETA), dense_hybrid_loss(*logits, labels, BETA)]
+    arguments = *logits, labels, BETA, None, False, margin
+    terms = [with_kernels(dense_hybrid_loss, *arguments), dense_hybrid_loss(*arguments)]
     for name in terms[0]:
         assert terms[0][name].isfinite() == terms[1][name].isfinite(), name
+    likelihoods = [of["likelihood"].item() for of in terms]
+    assert likelihoods[0] == pytest.approx(likelihoods[1], nan_ok=True)  # infinite or not a number as well
     ours, theirs = (torch.autograd.grad(sum(of.values()), logits) for of in terms)
     for one, other in zip(ours, theirs, strict=True):  # all of a pixel or some: either spoils the weights
         assert one.isfinite().all(1).equal(other.isfinite().all(1))
