@@ -259,7 +259,6 @@ def write_gradients(
     weight = pulled + tl.where(pushed, tl.load(sums_gradient + 1), 0.0)
     is_label = tl.arange(0, PADDED)[None, :] == label[:, None]
     gradient = shares * (weight / total)[:, None] - tl.where(is_label, pulled[:, None], 0.0)
-    gradient = gradient.to(class_gradient.dtype.element_ty)
     tl.store(class_gradient + image_offset + places, gradient, mask=there)
 
     if DATASET:
@@ -275,9 +274,8 @@ def write_gradients(
         total = in_share + out_share
         in_gradient = weight * (in_share / total - tl.where(outlier, 0.0, 1.0))
         out_gradient = weight * (out_share / total - tl.where(outlier, 1.0, 0.0))
-        dtype = dataset_gradient.dtype.element_ty
-        tl.store(dataset_gradient + in_places, in_gradient.to(dtype), mask=inside)
-        tl.store(dataset_gradient + out_places, out_gradient.to(dtype), mask=inside)
+        tl.store(dataset_gradient + in_places, in_gradient, mask=inside)
+        tl.store(dataset_gradient + out_places, out_gradient, mask=inside)
 
 
 @triton.jit
@@ -340,7 +338,7 @@ def write_divergence_gradient(
     # By P_k the divergence has the derivative ln(P_k / M_k) / 2; the softmax takes off the mean of it under P.
     weight = tl.where(pasted, tl.load(sum_gradient), 0.0) / 2
     values = weight[:, None] * posterior * (ratio - of_posterior[:, None])
-    tl.store(gradient + image_offset + places, values.to(gradient.dtype.element_ty), mask=there)
+    tl.store(gradient + image_offset + places, values, mask=there)
 
 
 @triton.jit
