@@ -1,7 +1,7 @@
 """The losses' sums over pixels as Triton kernels: each pixel's logits are read once forward, and once backward.
 
-PyTorch's own operations take some 80 passes over tensors of the size of the logits. Sums are added up in a fixed order,
-so that two runs agree to the bit.
+PyTorch's own operations, some 80 of them, pass over tensors of that size again and again. Sums are added up in a fixed
+order, so that two runs agree to the bit.
 """
 
 import math
