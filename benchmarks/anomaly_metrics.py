@@ -13,17 +13,10 @@ its AUPR is the trapezoidal rule's, not AP. All with their defaults. A peer that
 Memory is the growth of the peak of a process of each side's own, beyond the scores and labels that all are given.
 """
 
-import argparse
 import importlib.util
-import json
 import multiprocessing
-import os
-import platform
-import resource
-import statistics
 import sys
-import time
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +25,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
 
+from benchmarks.sides import benchmark_parser, compared, in_turns, machine, peak_bytes, shown_times, write_table
 from labels import OUTLIER
 from metrics import AnomalyMetrics
 
@@ -40,6 +34,7 @@ FRAME = 1024 * 2048  # a Cityscapes frame
 SEPARATION = 1.5  # between the means of inliers and outliers, in standard deviations
 TPR = 0.95
 FIGURES = ("AP", "AUROC", "FPR95", "threshold95")
+PACKAGES = ("numpy", "torch", "scikit-learn", "torchmetrics", "pytorch-ood")
 INSTALL = "pip install -r requirements-benchmarks.txt"
 
 
@@ -113,25 +108,13 @@ def inputs_of(name, scores, outlier):
     return (scores if name in ("AnomalyMetrics", "scikit-learn") else torch.from_numpy(scores)), labels_of(outlier)
 
 
-def seconds(function, *inputs):
-    start = time.perf_counter()
-    function(*inputs)
-    return time.perf_counter() - start
-
-
-def peak():
-    """The most bytes that this process has held at once"""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def grown(name, *setting):
     """A side's figures, and the bytes by which it raised the peak of this process, which is its own"""
     _, function, _ = SIDES[name]
     function(*inputs_of(name, *drawn(1000, 0.5, 0)))  # imports what it needs
     inputs = inputs_of(name, *drawn(*setting))
-    before = peak()
-    return function(*inputs), peak() - before
+    before = peak_bytes()
+    return function(*inputs), peak_bytes() - before
 
 
 def in_a_process_of_its_own(function, *inputs):
@@ -139,77 +122,52 @@ def in_a_process_of_its_own(function, *inputs):
         return pool.apply(function, inputs)
 
 
-def setting_told():
-    packages = ("numpy", "torch", "scikit-learn", "torchmetrics", "pytorch-ood")
-    found = [
-        name for name in packages if importlib.util.find_spec(name.replace("scikit-learn", "sklearn").replace("-", "_"))
-    ]
-    versions = ", ".join(f"{name} {version(name)}" for name in found)
-    threads = os.environ.get("OMP_NUM_THREADS", "unset")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}"
-    return f"Python {platform.python_version()}, {versions}; {machine}"
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--pixels", type=int, default=20_000_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="a file for the table")
     args = parser.parse_args()
 
     sides = [name for name, (package, _, _) in SIDES.items() if importlib.util.find_spec(package)]
     left_out = [name for name in SIDES if name not in sides]
-    print(setting_told())
+    setting = machine(packages=PACKAGES)
+    print(setting)
     if left_out:
         print(f"left out, as not installed: {', '.join(left_out)}; {INSTALL}")
     print(f"{args.pixels:,} float32 scores, medians of {args.repeats} runs a side, in turns (smallest to largest)\n")
-    settings = {share: (args.pixels, share, args.seed) for share in OUTLIER_SHARES}
+    inputs = {share: (args.pixels, share, args.seed) for share in OUTLIER_SHARES}
     results = {  # before anything is large here: a process starts with the peak of the one that starts it
-        share: {name: in_a_process_of_its_own(grown, name, *setting) for name in sides}
-        for share, setting in settings.items()
+        share: {name: in_a_process_of_its_own(grown, name, *given) for name in sides} for share, given in inputs.items()
     }
     rows = []
-    for share, setting in settings.items():
-        scores, outlier = drawn(*setting)
+    for share, given in inputs.items():
+        scores, outlier = drawn(*given)
+        runs = {}
         for name in sides:
-            SIDES[name][1](*inputs_of(name, scores[:1000], outlier[:1000]))  # imports what it needs
-        times = {name: [] for name in sides}
-        for _ in range(args.repeats):
-            for name in sides:
-                times[name].append(seconds(SIDES[name][1], *inputs_of(name, scores, outlier)))
+            function = SIDES[name][1]
+            function(*inputs_of(name, scores[:1000], outlier[:1000]))  # imports what it needs
+            runs[name] = partial(function, *inputs_of(name, scores, outlier))
+        times = in_turns(runs, args.repeats)
 
         our_figures, our_bytes = results[share]["AnomalyMetrics"]
-        our_median = statistics.median(times["AnomalyMetrics"])
         print(f"{share:.0%} outliers      seconds                      peak bytes a pixel")
         for name in sides:
             figures, grew = results[share][name]
-            median = statistics.median(times[name])
-            spread = f"({min(times[name]):.3f} to {max(times[name]):.3f})"
-            line = f"  {name:<16}{median:8.3f} {spread:<20}{grew / args.pixels:12.1f}"
+            line = f"  {name:<16}{shown_times(times[name])}{grew / args.pixels:12.1f}"
             if name != "AnomalyMetrics":
                 difference = {
                     figure: abs(our_figures[figure] - figures[figure]) for figure in FIGURES if figure in figures
                 }
+                row = compared(f"{args.pixels:,} pixels, {share:.0%} outliers", times, "AnomalyMetrics", name)
+                row["ours_peak_bytes_a_pixel"] = our_bytes / args.pixels
+                row["other_peak_bytes_a_pixel"] = grew / args.pixels
+                rows.append(row | {"difference": difference})
                 told = ", ".join(f"{figure} {value:.1e}" for figure, value in difference.items())
-                line += f"   {median / our_median:.1f} times ours; |difference|: {told}"
-                rows.append(
-                    {
-                        "what": f"{args.pixels:,} pixels, {share:.0%} outliers",
-                        "ours_seconds": our_median,
-                        "other": name,
-                        "other_seconds": median,
-                        "ratio": median / our_median,
-                        "ours_peak_bytes_a_pixel": our_bytes / args.pixels,
-                        "other_peak_bytes_a_pixel": grew / args.pixels,
-                        "difference": difference,
-                    }
-                )
+                line += f"   {row['ratio']:.1f} times ours; |difference|: {told}"
             print(line)
         print()
-    if args.json:
-        table = {"benchmark": "anomaly_metrics", "setting": setting_told(), "rows": rows, "left_out": left_out}
-        args.json.write_text(json.dumps(table, indent=2) + "\n")
+    write_table(args.json, "anomaly_metrics", setting, rows, left_out=left_out)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,16 @@ components before the sizes are filtered. The loop masks the whole frame once or
 definition reads. Timed on both sides: one frame, from scores and labels to figures.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import scipy
 from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
 
+from benchmarks.sides import benchmark_parser, compared, in_turns, machine, shown_times, write_table
 from labels import IGNORE, OUTLIER
 from metrics.components import EIGHT_NEIGHBOURS, F1_THRESHOLDS, ComponentMetrics
 
@@ -84,49 +79,34 @@ def loop(scores, labels, min_predicted, min_true):
     return {"sIoU": siou.mean(), "PPV": ppv.mean(), "F1": np.mean(f1)}
 
 
-def seconds(function, *inputs):
-    """Its result and how long it took"""
-    start = time.perf_counter()
-    result = function(*inputs)
-    return result, time.perf_counter() - start
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the table there, too")
     args = parser.parse_args()
 
-    print(f"Python {platform.python_version()}, NumPy {np.__version__}, SciPy {scipy.__version__}", end="; ")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
     scores, labels = frame(np.random.default_rng(args.seed))
     found = [ndimage.label(mask, EIGHT_NEIGHBOURS)[1] for mask in (labels == OUTLIER, scores >= THRESHOLD)]
-    print(f"one frame of {WIDTH}x{HEIGHT} with {found[0]} true and {found[1]} predicted components of any size;")
-    print(f"medians of {args.repeats} runs a side, in turns (smallest to largest)\n")
+    setting = (
+        f"{machine(packages=('numpy', 'scipy'))}; one frame of {WIDTH}x{HEIGHT} with {found[0]} true and {found[1]} "
+        f"predicted components of any size, {args.repeats} runs a side, in turns"
+    )
+    print(f"{setting}\n")
     rows = []
     for track, sizes in SIZES.items():
-        times = {"ComponentMetrics": [], "loop with masks": []}
-        for _ in range(args.repeats):
-            figures, taken = seconds(ours, scores, labels, *sizes)
-            times["ComponentMetrics"].append(taken)
-            expected, taken = seconds(loop, scores, labels, *sizes)
-            times["loop with masks"].append(taken)
+        inputs = scores, labels, *sizes
+        figures, expected = ours(*inputs), loop(*inputs)
+        sides = {"ComponentMetrics": partial(ours, *inputs), "loop with masks": partial(loop, *inputs)}
+        times = in_turns(sides, args.repeats)
 
         counted = f"{figures['true_components']} true and {figures['predicted_components']} predicted components count"
         print(f"{track}: {counted}; " + ", ".join(f"{name} {figures[name]:.3f}" for name in expected))
         for name, runs in times.items():
-            print(f"  {name:<18}{statistics.median(runs):8.3f} s ({min(runs):.3f} to {max(runs):.3f})")
-        our_median, their_median = (statistics.median(runs) for runs in times.values())
+            print(f"  {name:<18}{shown_times(runs)}")
         difference = ", ".join(f"{name} {abs(figures[name] - expected[name]):.1e}" for name in expected)
-        ratio = their_median / our_median
-        print(f"  {ratio:.0f} times faster; |difference|: {difference}\n")
-        row = {"what": f"{track}, one frame", "ours_seconds": our_median, "other": "loop with masks"}
-        rows.append(row | {"other_seconds": their_median, "ratio": ratio})
-    if args.json:
-        setting = f"one frame of {WIDTH}x{HEIGHT}, {found[1]} predicted components, {args.repeats} runs a side"
-        table = {"benchmark": "component_metrics", "setting": setting, "rows": rows}
-        args.json.write_text(json.dumps(table, indent=2) + "\n")
+        rows.append(compared(f"{track}, one frame", times, *sides))
+        print(f"  {rows[-1]['ratio']:.0f} times faster; |difference|: {difference}\n")
+    write_table(args.json, "component_metrics", setting, rows)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
-"""Where the time of a forward pass goes, and how near it comes to what the machine can do.
+"""Where the time of a forward pass on a CPU goes, and how near it comes to what the machine can do.
 
-    python benchmarks/forward_profile.py [--networks ldn121 deeplabv3plus] [--height 1024] [--width 2048] [--device cpu]
+    python benchmarks/forward_profile.py [--networks ldn121 deeplabv3plus] [--height 1024] [--width 2048]
 
 The pass is that of the evaluations: models.fast_inference(model) in float32. The machine's speed is the best of a few
 matrix products and convolutions, measured in the same run; memory's is that of a copy. Operations are counted in the
 network itself, for the copy calls oneDNN by names that the counter does not know.
 """
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import sys
-import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
@@ -27,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
 
+from benchmarks.sides import benchmark_parser, machine, seconds, write_table
 from models import deeplabv3plus, fast_inference, ladder_densenet121, segmenter
 
 NETWORKS = {"ldn121": (ladder_densenet121, 12), "deeplabv3plus": (deeplabv3plus, 19), "segmenter": (segmenter, 20)}
@@ -43,30 +41,22 @@ CONVOLVED_WIDTHS = (128, 256, 512)
 COPIED = 2**28  # bytes
 
 
-def seconds(function, device):
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 @torch.inference_mode()
-def machine_speed(device):
+def machine_speed():
     """Operations a second of the best matrix product or convolution, bytes a second read and written by a copy"""
     products = []
     for side in MATRIX_SIDES:
-        one, other = torch.rand(2, side, side, device=device)
-        runs = [seconds(lambda one=one, other=other: one @ other, device) for _ in range(4)]
+        one, other = torch.rand(2, side, side)
+        runs = seconds(partial(torch.matmul, one, other), passes=4)
         products.append(2 * side**3 / min(runs))
     for width in CONVOLVED_WIDTHS:
-        conv = nn.Conv2d(width, width, 3, padding=1).to(device, memory_format=torch.channels_last)
-        image = torch.rand(1, width, 128, 128, device=device).to(memory_format=torch.channels_last)
-        runs = [seconds(lambda conv=conv, image=image: conv(image), device) for _ in range(4)]
+        conv = nn.Conv2d(width, width, 3, padding=1).to(memory_format=torch.channels_last)
+        image = torch.rand(1, width, 128, 128).to(memory_format=torch.channels_last)
+        runs = seconds(partial(conv, image), passes=4)
         products.append(2 * 9 * width**2 * 128**2 / min(runs))
-    source = torch.rand(COPIED // 4, device=device)
+    source = torch.rand(COPIED // 4)
     target = torch.empty_like(source)
-    return max(products), 2 * COPIED / min(seconds(lambda: target.copy_(source), device) for _ in range(4))
+    return max(products), 2 * COPIED / min(seconds(partial(target.copy_, source), passes=4))
 
 
 def kind_of(name):
@@ -76,29 +66,26 @@ def kind_of(name):
     return "other"
 
 
-def by_kind(function, device):
+def by_kind(function):
     """Seconds of the operations' own time, by kind"""
-    cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         function()
-        if cuda:
-            torch.cuda.synchronize(device)
     spent = defaultdict(float)
     for event in profiled.key_averages():
-        spent[kind_of(event.key)] += (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
+        spent[kind_of(event.key)] += event.self_cpu_time_total / 1e6
     return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 
 @torch.inference_mode()
-def profiled(name, size, device, repeats):
+def profiled(name, size, repeats):
     network, num_classes = NETWORKS[name]
     model = network(num_classes).eval()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.device("meta"):
         network(num_classes).eval()(torch.empty(1, 3, *size))
-    fast, image = fast_inference(model.to(device)), torch.rand(1, 3, *size, device=device)
+    fast, image = fast_inference(model), torch.rand(1, 3, *size)
     fast(image)
-    runs = [seconds(lambda: fast(image), device) for _ in range(repeats)]
-    spent = by_kind(lambda: fast(image), device)
+    runs = seconds(partial(fast, image), passes=repeats)
+    spent = by_kind(partial(fast, image))
     return {
         "what": name,
         "flops": counter.get_total_flops(),
@@ -108,24 +95,21 @@ def profiled(name, size, device, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["ldn121", "deeplabv3plus"])
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
-    device = torch.device(args.device)
 
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads", end="; ")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
-    operations, bandwidth = machine_speed(device)
+    setting = f"{machine()}; one {args.height}x{args.width} image, float32"
+    print(setting)
+    operations, bandwidth = machine_speed()
     print(f"matrix products and convolutions reach {operations / 1e9:,.0f} GFLOP/s", end=", ")
     print(f"copies {bandwidth / 1e9:.1f} GB/s in and out\n")
     rows = []
     for name in args.networks:
-        row = profiled(name, (args.height, args.width), device, args.repeats)
+        row = profiled(name, (args.height, args.width), args.repeats)
         rows.append(row | {"share_of_machine": row["flops"] / row["seconds"] / operations})
         print(
             f"{name}, one {args.height}x{args.width} image: {row['seconds']:.2f} s, median of {args.repeats}; ", end=""
@@ -134,11 +118,8 @@ def main():
         for kind, share in row["shares"].items():
             print(f"  {kind:<16}{share:6.1%}")
         print()
-    if args.json:
-        setting = f"one {args.height}x{args.width} image, {args.device}, float32"
-        table = {"benchmark": "forward_profile", "setting": setting, "matrix_flops_per_second": operations}
-        table |= {"copy_bytes_per_second": bandwidth, "rows": rows}
-        args.json.write_text(json.dumps(table, indent=2) + "\n")
+    reached = {"matrix_flops_per_second": operations, "copy_bytes_per_second": bandwidth}
+    write_table(args.json, "forward_profile", setting, rows, **reached)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Our copies for inference beside the networks themselves: the same weights and image, in turns, in one run.
+"""On a CPU, our copies for inference beside the networks themselves: the same weights and image, in turns, in one run.
 
-    python benchmarks/inference.py [--networks ldn121 deeplabv3plus segmenter] [--pairs 9] [--device cpu] [--json FILE]
+    python benchmarks/inference.py [--networks ldn121 deeplabv3plus segmenter] [--pairs 9] [--json FILE]
 
 The other side is what calling a network gives: model.eval() under torch.no_grad(), float32, PyTorch's default layout.
 Ours is models.fast_inference(model) under torch.inference_mode(), which is what the evaluations run. A pair is one pass
@@ -9,11 +9,6 @@ both sides' logits and hybrid scores, the largest difference is told in parts of
 the benchmark fails. The weights are random; the norms have random statistics, scales and shifts.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -23,6 +18,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
 
+from benchmarks.sides import benchmark_parser, compared, in_turns, machine, shown_ratio, write_table
 from losses import hybrid_score
 from models import deeplabv3plus, fast_inference, ladder_densenet121, segmenter
 
@@ -45,24 +41,16 @@ def lived_in(model):
     return model.eval()
 
 
-def seconds(function, device):
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def largest_difference(ours, theirs):
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
-def compared(name, pairs, device):
+def measured(name, pairs):
     """A row of the table: seconds and ratio of one network."""
     torch.manual_seed(0)
     build, num_classes, size = NETWORKS[name]
-    model = lived_in(build(num_classes)).to(device)
-    image = torch.rand(1, 3, *size, device=device)
+    model = lived_in(build(num_classes))
+    image = torch.rand(1, 3, *size)
     start = time.perf_counter()
     fast = fast_inference(model)
     copying = time.perf_counter() - start
@@ -80,54 +68,30 @@ def compared(name, pairs, device):
     scores = largest_difference(hybrid_score(*found), hybrid_score(*expected))
     if not max(logits, scores) <= TOLERANCE:
         raise SystemExit(f"{name}: logits differ by {logits:.1e}, scores by {scores:.1e} of the largest magnitude")
-    sides, times = {"ours": ours, "plain": plain}, {"ours": [], "plain": []}
-    for pair in range(pairs):
-        for side in sorted(sides, reverse=pair % 2 == 1):
-            times[side].append(seconds(sides[side], device))
-    ratios = [theirs / mine for mine, theirs in zip(times["ours"], times["plain"], strict=True)]
-    return {
-        "what": f"{name}, one {size[0]}x{size[1]} image",
-        "ours_seconds": statistics.median(times["ours"]),
-        "other": "plain eager float32",
-        "other_seconds": statistics.median(times["plain"]),
-        "ratio": statistics.median(ratios),
-        "smallest_ratio": min(ratios),
-        "largest_ratio": max(ratios),
-        "score_difference": scores,
-        "logit_difference": logits,
-        "copying_seconds": copying,
-    }
+    what, times = f"{name}, one {size[0]}x{size[1]} image", in_turns({"ours": ours, "plain": plain}, pairs)
+    row = compared(what, times, "ours", "plain", score_difference=scores, logit_difference=logits)
+    return row | {"other": "plain eager float32", "copying_seconds": copying}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="write the table there, too")
     args = parser.parse_args()
 
-    device = torch.device(args.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
-    setting = (
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
-        f"{platform.machine()}, {name}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}; "
-        f"{args.pairs} pairs"
-    )
+    setting = f"{machine()}; {args.pairs} pairs"
     print(f"{setting}\n")
     print(f"  {'':<36}{'ours':>9}{'plain':>9}   times faster           scores differ by   copying")
     rows = []
     for network in args.networks:
-        row = compared(network, args.pairs, device)
-        spread = f"{row['ratio']:.2f} ({row['smallest_ratio']:.2f} to {row['largest_ratio']:.2f})"
+        row = measured(network, args.pairs)
         print(
-            f"  {row['what']:<36}{row['ours_seconds']:7.3f} s{row['other_seconds']:7.3f} s   {spread:<23}"
+            f"  {row['what']:<36}{row['ours_seconds']:7.3f} s{row['other_seconds']:7.3f} s   {shown_ratio(row):<23}"
             f"{row['score_difference']:.0e}              {row['copying_seconds']:.2f} s",
             flush=True,
         )
         rows.append(row)
-    if args.json:
-        args.json.write_text(json.dumps({"benchmark": "inference", "setting": setting, "rows": rows}, indent=2) + "\n")
+    write_table(args.json, "inference", setting, rows)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,6 @@ differently, of the shortest of three with the same draws, which what else runs 
 time over ours: above 1, ours is faster.
 """
 
-import argparse
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -24,9 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
-import torchvision
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms.v2 import InterpolationMode
@@ -34,6 +28,7 @@ from torchvision.transforms.v2 import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
 
+from benchmarks.sides import benchmark_parser, machine, write_table
 from data import Cityscapes, train_transform
 from data.cityscapes import LABEL_IDS
 from data.files import plain_png
@@ -45,21 +40,29 @@ HEIGHT, WIDTH = 1024, 2048
 CROP, SCALE = 768, (0.5, 2.0)  # as the recipe of dlv3_cityscapes_finetune has them
 BATCH, WORKERS = 2, (0, 1, 2)
 ROUNDS = 3
+PACKAGES = ("torch", "torchvision", "pillow", "imagecodecs")
 
 
-def field(rng, cell):
-    """Smooth noise float32 (HEIGHT, WIDTH) that changes over `cell` pixels, of unit scale"""
-    coarse = rng.standard_normal((HEIGHT // cell + 2, WIDTH // cell + 2)).astype(np.float32)
-    return np.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+def field(rng, cell, height, width):
+    """Smooth noise float32 (height, width) that changes over `cell` pixels, of unit scale"""
+    coarse = rng.standard_normal((height // cell + 2, width // cell + 2)).astype(np.float32)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def made_image(rng, height, width):
+    """Pixels uint8 (height, width, 3), whose PNG file is about as large as a street's"""
+    shape = sum(scale * field(rng, cell, height, width) for cell, scale in ((256, 50), (64, 25), (16, 8), (4, 2)))
+    colours = [110 + shape + 12 * field(rng, 128, height, width) + rng.normal(0, 0.6, shape.shape) for _ in range(3)]
+    return np.stack(colours, axis=-1).clip(0, 255).round().astype(np.uint8)
 
 
 def draw_frame(root, number):
     """Write an image and its label map; returns their sizes in bytes."""
     rng = np.random.default_rng(number)
-    shape = sum(scale * field(rng, cell) for cell, scale in ((256, 50), (64, 25), (16, 8), (4, 2)))
-    colours = [110 + shape + 12 * field(rng, 128) + rng.normal(0, 0.6, shape.shape) for _ in range(3)]
-    image = np.stack(colours, axis=-1).clip(0, 255).round().astype(np.uint8)
-    classes = np.argmax([field(rng, 192) + 0.1 * field(rng, 16) for _ in LABEL_IDS], axis=0)
+    image = made_image(rng, HEIGHT, WIDTH)
+    classes = np.argmax(
+        [field(rng, 192, HEIGHT, WIDTH) + 0.1 * field(rng, 16, HEIGHT, WIDTH) for _ in LABEL_IDS], axis=0
+    )
     sizes = []
     for folder, ending, pixels in (
         ("leftImg8bit", "leftImg8bit.png", image),
@@ -214,18 +217,14 @@ def measured(root, cache, samples):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--samples", type=int, default=40, help="visits of each side, and samples of a loader's epoch")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the table is written, too")
     args = parser.parse_args()
     if not BATCH <= args.frames <= args.samples:
         parser.error(f"--frames {args.frames} --samples {args.samples}: at least {BATCH} frames, and as many samples")
 
     torch.set_num_threads(1)
-    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
-    threads = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}"
-    machine = f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores, {threads}"
     with tempfile.TemporaryDirectory() as folder:
         root, cache = Path(folder, "frames"), Path(folder, "cache")
         sizes = np.mean([draw_frame(root, number) for number in range(args.frames)], axis=0)
@@ -233,7 +232,8 @@ def main():
         setting = (
             f"{args.frames} drawn frames of {WIDTH}x{HEIGHT}, {files}; crops of {CROP} at {SCALE[0]:g} to {SCALE[1]:g}"
         )
-        print(f"{machine}\n{setting}")
+        setting = f"{machine(packages=PACKAGES)}; {setting}"
+        print(setting)
         print(
             f"means of {args.samples} visits, each the shortest of {ROUNDS}, in turns; loaders in batches of {BATCH}\n"
         )
@@ -246,9 +246,7 @@ def main():
         print(f"  {line['what']:<34}{times}   {line['other']}")
     print(f"\n  mean |difference| of our crops from the plain ones: {difference:.2f} of 255")
     print(f"  the cache takes {copies / 1e6:.1f} MB a frame")
-    if args.json:
-        content = {"benchmark": "loading", "setting": f"{setting}; {machine}", "rows": rows}
-        args.json.write_text(json.dumps(content, indent=2) + "\n")
+    write_table(args.json, "loading", setting, rows)
 
 
 if __name__ == "__main__":

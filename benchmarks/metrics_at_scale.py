@@ -7,12 +7,7 @@ timed apart. Each side has a process of its own, whose peak memory (ru_maxrss) c
 "at start".
 """
 
-import argparse
-import json
 import multiprocessing
-import os
-import platform
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,6 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
 
+from benchmarks.sides import MIB, benchmark_parser, machine, peak_bytes, write_table
 from labels import IGNORE, OUTLIER
 from metrics import AnomalyMetrics, BoundedAnomalyMetrics
 
@@ -44,12 +40,6 @@ def frame(rng):
     return scores, labels
 
 
-def peak():
-    """The most bytes that this process has held at once"""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def measured(side, frames, seed):
     """What one side took in this process, which is its own"""
     rng = np.random.default_rng(seed)
@@ -61,7 +51,7 @@ def measured(side, frames, seed):
         times[part] += time.perf_counter() - start
         return result
 
-    at_the_start = peak()
+    at_the_start = peak_bytes()
     pooled = SIDES[side]()
     for _ in range(frames):
         pooled = timed("update", pooled.update, *timed("drawing", frame, rng))
@@ -70,29 +60,21 @@ def measured(side, frames, seed):
         **{f"{part}_seconds": value for part, value in times.items()},
         "seconds": times["update"] + times["compute"],
         "bytes_at_the_start": at_the_start,
-        "peak_bytes": peak(),
+        "peak_bytes": peak_bytes(),
         "kept_bytes": pooled.nbytes,
         "figures": figures,
     }
 
 
-def setting_told(frames):
-    threads = os.environ.get("OMP_NUM_THREADS", "unset")
-    return (
-        f"{frames} frames of {WIDTH}x{HEIGHT}, {OUTLIER_SHARE:.0%} outliers; "
-        f"Python {platform.python_version()}, NumPy {np.__version__}; "
-        f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}"
-    )
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="a file for the table")
     args = parser.parse_args()
 
-    print(setting_told(args.frames) + "\n")
+    frames = f"{args.frames} frames of {WIDTH}x{HEIGHT}, {OUTLIER_SHARE:.0%} outliers"
+    setting = f"{machine(packages=('numpy', 'torch'))}; {frames}"
+    print(f"{setting}\n")
     columns = ("update s", "compute s", "drawing s", "peak MiB", "at start MiB", "kept MiB")
     print(" " * 24 + "".join(f"{column:>13}" for column in columns))
     sides = {}
@@ -100,7 +82,7 @@ def main():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             sides[side] = pool.apply(measured, (side, args.frames, args.seed))
         told = [f"{sides[side][f'{part}_seconds']:.2f}" for part in ("update", "compute", "drawing")]
-        told += [f"{sides[side][name] / 2**20:.0f}" for name in ("peak_bytes", "bytes_at_the_start", "kept_bytes")]
+        told += [f"{sides[side][name] / MIB:.0f}" for name in ("peak_bytes", "bytes_at_the_start", "kept_bytes")]
         print(f"{side:<24}" + "".join(f"{value:>13}" for value in told))
 
     exact, bounded = (sides[side] for side in SIDES)
@@ -111,18 +93,16 @@ def main():
         print(f"{name:<6}{exact['figures'][name]:.6f}, bounded {off:.1e} off, at most {error:.1e}")
     kept = exact["seconds"] <= MOST_SECONDS and exact["peak_bytes"] <= MOST_BYTES
     print(f"\nexact in at most {MOST_SECONDS} s and {MOST_BYTES >> 20} MiB: {'yes' if kept else 'no'}")
-    if args.json:
-        row = {
-            "what": "update and compute",
-            "ours_seconds": exact["seconds"],
-            "other": "BoundedAnomalyMetrics",
-            "other_seconds": bounded["seconds"],
-            "ratio": bounded["seconds"] / exact["seconds"],
-            "ours_peak_bytes": exact["peak_bytes"],
-            "other_peak_bytes": bounded["peak_bytes"],
-        }
-        table = {"benchmark": "metrics_at_scale", "setting": setting_told(args.frames), "rows": [row], "sides": sides}
-        args.json.write_text(json.dumps(table, indent=2) + "\n")
+    row = {
+        "what": "update and compute",
+        "ours_seconds": exact["seconds"],
+        "other": "BoundedAnomalyMetrics",
+        "other_seconds": bounded["seconds"],
+        "ratio": bounded["seconds"] / exact["seconds"],
+        "ours_peak_bytes": exact["peak_bytes"],
+        "other_peak_bytes": bounded["peak_bytes"],
+    }
+    write_table(args.json, "metrics_at_scale", setting, [row], sides=sides)
 
 
 if __name__ == "__main__":

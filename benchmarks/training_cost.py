@@ -1,16 +1,13 @@
 """What each experiment costs on paper: operations counted, GPUs by their makers' data sheets, nothing timed.
 
-    python benchmarks/training_cost.py
+    python benchmarks/training_cost.py [--json FILE]
 
 Counted are the operations of convolutions and matrix products, forward and backward, of one training crop of the
 recipe's size (of a flow at the mean side of its patches), times epochs and images; validation is left out. The hours
 take a share of a GPU's peak that such networks usually reach (SHARE), and of eight GPUs a share for their exchange.
 """
 
-import argparse
-import json
 import math
-import platform
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run by its path, a script sees its own folder only
 
+from benchmarks.sides import benchmark_parser, machine, write_table
 from engine.recipe import RECIPES
 from models import deeplabv3plus, denseflow_25_6, ladder_densenet121, segmenter
 
@@ -106,10 +104,8 @@ def told(hours: float) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    args = parser.parse_args()
-    print(f"Python {platform.python_version()}, torch {torch.__version__}; on paper: no GPU was used\n")
+    args = benchmark_parser(__doc__).parse_args()
+    print(f"{machine()}; on paper: no GPU was used\n")
     columns = [(gpu, precision) for gpu in GPUS for precision in SHARE]
     head = ["experiment", "epochs x images", "TFLOPs a crop", "PFLOPs in all"]
     head += [f"{gpu} {precision}, one / eight" for gpu, precision in columns]
@@ -124,9 +120,7 @@ def main():
         print("| " + " | ".join(cells) + " |")
     assumed = ", ".join(f"{share:.0%} of the peak in {precision}" for precision, share in SHARE.items())
     print(f"\nassumed: {assumed}; eight GPUs {8 * EIGHT:g} times as fast as one")
-    if args.json:
-        costs = [cost for cost, _ in rows]
-        args.json.write_text(json.dumps({"benchmark": "training_cost", "setting": assumed, "rows": costs}, indent=1))
+    write_table(args.json, "training_cost", assumed, [cost for cost, _ in rows])
 
 
 if __name__ == "__main__":
