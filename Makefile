@@ -1,6 +1,7 @@
 # make demo   draws a small street world, trains, fine-tunes and evaluates on it, and shows a table and pictures
 # make test   runs the tests
-# make benchmark   runs all comparisons of speed, on a machine that should do nothing else: about twenty minutes
+# make benchmark   runs all comparisons of speed on a CPU, on a machine that should do nothing else: about twenty minutes
+#                  (on a GPU: .venv/bin/python benchmarks/run_all.py --device cuda, at most seven minutes)
 # Each does all its own set-up in .venv/ on a fresh machine with python3 (3.11 or newer) and make.
 
 PYTHON ?= python3
