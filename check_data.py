@@ -275,6 +275,11 @@ def folder_problems(root: Path, source: Source) -> Iterable[Problem]:
     if not root.is_dir():
         yield Problem("error", f"there is no folder {root}; give the data set's folder as --dataroot")
         return
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        yield Problem("error", f"the folder {root} cannot be read ({error.strerror}): make it readable")
+        return
     if fits(root, source):
         return
     better = better_roots(root, source)

@@ -24,8 +24,11 @@ MAX_PIXELS = 250_000_000  # telephones take 200 million; decoded, these are 750 
 ORIENTATION = 0x0112  # EXIF's number of the tag
 PNG_START = b"\x89PNG\r\n\x1a\n"
 ALONE = threading.RLock()  # Pillow's limit and Python's filters of warnings are of the whole process
-# More data and restart markers, none of which is looked at where the data before it were whole.
-MORE_JPEG = b"\0" + b"".join(bytes(range(1, 200)) + bytes([0xFF, marker]) for marker in range(0xD0, 0xD8)) + b"\0"
+# More data, each with all restart markers, none of which is looked at where the data before were whole.
+MORE_JPEG = [
+    b"".join(bits * 64 + bytes([0xFF, marker]) for marker in range(0xD0, 0xD8)) + bits * 64
+    for bits in (b"\x55", b"\xaa", b"\xfe", b"\x9d\x36\xc8")
+]
 
 
 class NotRead(ValueError):
@@ -130,15 +133,16 @@ def with_end_marker(content: bytes) -> Image.Image | None:
 
     Decoders fill missing data with grey and say nothing, but where data are missing, they would take more.
     """
+    byte = b"\0" if content.endswith(b"\xff") else b""  # after which 0xFF is data, or the first half of the marker
     pictures = []
-    for more in (b"", MORE_JPEG):
+    for more in (b"", *(byte + more for more in MORE_JPEG)):
         picture = Image.open(io.BytesIO(content + more + b"\xff\xd9"))
         try:
             picture.load()
         except OSError:
             return None
         pictures.append(picture)
-    if pictures[0].tobytes() != pictures[1].tobytes():
+    if any(picture.tobytes() != pictures[0].tobytes() for picture in pictures[1:]):
         return None
     pictures[0].info["no end marker"] = True
     return pictures[0]

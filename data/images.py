@@ -27,7 +27,7 @@ class ImageFolder(Dataset):
     masks       a folder with a label map for each image, at the same relative path but with the ending .png; its values
                 are the ids, 255 as 254, since 255 is padding in here. Without it all ids are 0.
     cache       a folder for decoded copies of the files (see data/cache.py)
-    max_pixels  of the largest picture that is taken
+    max_pixels  of the largest picture that is taken; None: data.decoding.MAX_PIXELS
     as_stored   every image is taken as the file has it, as frames that results are compared on must be; else those
                 without label maps are turned as EXIF data say, and left out and counted, in one printed line, are
                 pictures that cannot be converted or are too large, and label maps among the photographs
@@ -46,17 +46,17 @@ class ImageFolder(Dataset):
         transform: Transform | None = None,
         masks: str | Path | None = None,
         cache: str | Path | None = None,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
         as_stored: bool = False,
     ):
         self.root, self.transform, self.masks, self.cache = Path(root), transform, masks and Path(masks), cache
-        self.max_pixels, self.upright = max_pixels, not (as_stored or masks)
+        self.max_pixels, self.upright = max_pixels or MAX_PIXELS, not (as_stored or masks)
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder {root}; give one that holds images, at any depth")
         listing = files_below(self.root, ENDINGS)
         for path in listing.no_files:
             raise ValueError(f"{path} is {why_no_file(path)}, and no file; take it out")
-        self.paths, unfit = (listing.files, {}) if as_stored else photographs(self.root, listing.files, max_pixels)
+        self.paths, unfit = (listing.files, {}) if as_stored else photographs(self.root, listing.files, self.max_pixels)
         say_left_out(self.root, listing.left_out() | unfit)
         if not self.paths:
             raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) below {root}")

@@ -19,6 +19,7 @@ import evaluate_osr_coco
 import evaluate_osr_sh
 import predict
 from data import COCO20, Cityscapes, StreetHazards
+from data.files import read_photograph
 from engine import SlidingWindows, run_script
 from engine.pictures import HEAT, UNKNOWN_COLOUR, heat_range, heat_sample, score_png
 from models import ladder_densenet121
@@ -425,7 +426,7 @@ def test_every_kind_of_picture_becomes_colours(mode, tmp_path):
     with Image.open(path) as image:
         assert image.mode == mode
         expected = np.array(image.convert("RGB"))
-    found = predict.read_photograph(path).permute(1, 2, 0).numpy()
+    found = read_photograph(path, True).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(found, expected)
     if mode != "CMYK":
         original = np.random.default_rng(0).integers(0, 256, (36, 44, 3), dtype=np.uint8)
@@ -436,10 +437,10 @@ def test_every_kind_of_picture_becomes_colours(mode, tmp_path):
 
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
     Image.fromarray(np.array([[0, 255, 256, 40000, 65535]], np.uint16)).save(tmp_path / "a.png")
-    assert predict.read_photograph(tmp_path / "a.png")[0].tolist() == [[0, 0, 1, 156, 255]]
+    assert read_photograph(tmp_path / "a.png", True)[0].tolist() == [[0, 0, 1, 156, 255]]
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match="32-bit"):
-        predict.read_photograph(tmp_path / "a.tif")
+        read_photograph(tmp_path / "a.tif", True)
 
 
 def test_a_photograph_is_turned_as_its_camera_was(in_tmp, random_weights):
@@ -454,7 +455,7 @@ def test_a_photograph_is_turned_as_its_camera_was(in_tmp, random_weights):
         exif[0x0112] = tag
         Path("in").mkdir(exist_ok=True)
         Image.fromarray(np.ascontiguousarray(stored)).save(f"in/{name}.png", exif=exif)
-        found = predict.read_photograph(Path(f"in/{name}.png")).permute(1, 2, 0).numpy()
+        found = read_photograph(Path(f"in/{name}.png"), True).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(found, upright)
     lines = run(random_weights["hybrid"])
     assert (lines["turned.png"]["width"], lines["turned.png"]["height"]) == (30, 20)
