@@ -72,10 +72,15 @@ def test_links_that_lead_back_end_the_way_down(reader, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", LABELLED)
 def test_data_sets_are_the_same_behind_links(name, tmp_path):
-    """Each folder below the root, one by one, is moved away and linked to"""
-    expected = splits(name, make(name, tmp_path / "plain"))
-    expected = {title: [[path.relative_to(tmp_path / "plain") for path in pair] for pair in pairs]
-                for title, pairs in expected.items()}  # fmt: skip
+    """Some of the deepest folders are moved away and linked to"""
+
+    def pairs_below(root):
+        return {
+            title: [[path.relative_to(root) for path in pair] for pair in pairs]
+            for title, pairs in splits(name, root).items()
+        }
+
+    expected = pairs_below(make(name, tmp_path / "plain"))
     root = make(name, tmp_path / "linked")
     for number, folder in enumerate(sorted(path for path in root.rglob("*") if path.is_dir())):
         if not folder.is_symlink() and not any(part.is_symlink() for part in folder.parents):
@@ -83,10 +88,7 @@ def test_data_sets_are_the_same_behind_links(name, tmp_path):
             shutil.move(deepest, tmp_path / f"moved{number}")
             deepest.symlink_to(tmp_path / f"moved{number}")
     assert any(path.is_symlink() for path in root.rglob("*")) or name == "static"
-    found = splits(name, root)
-    assert {
-        title: [[path.relative_to(root) for path in pair] for pair in pairs] for title, pairs in found.items()
-    } == expected
+    assert pairs_below(root) == expected
     assert checked(name, root)["usable"]
 
 
@@ -162,8 +164,17 @@ class Entries(list):
 # Hidden files, and those of systems
 
 
-HIDDEN = ["._a.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg", ".Trash-1000/files/a.jpg",
-          ".thumbnails/a.jpg", "lost+found/a.jpg", "deep/.ipynb_checkpoints/a.jpg", "deep/@eaDir/SYNO@.jpg"]  # fmt: skip
+HIDDEN = [
+    "._a.jpg",
+    ".ipynb_checkpoints/a-checkpoint.jpg",
+    "@eaDir/a.jpg",
+    "__MACOSX/a.jpg",
+    ".Trash-1000/files/a.jpg",
+    ".thumbnails/a.jpg",
+    "lost+found/a.jpg",
+    "deep/.ipynb_checkpoints/a.jpg",
+    "deep/@eaDir/SYNO@.jpg",
+]
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -290,9 +301,7 @@ def test_an_image_of_another_kind_is_told_beside_its_label_map(tmp_path):
     root = make("street-hazards", tmp_path)
     path = root / "train/images/training/t1/0.png"
     path.rename(path.with_suffix(".webp"))
-    with pytest.raises(
-        FileNotFoundError, match=r"0\.png has no image .*0\.webp is there, .* images are \*\.png: convert"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"0\.png has no image .*0\.webp is there, .* are \*\.png: convert"):
         SOURCES["street-hazards"].splits["training"].pairs(root)
 
 
