@@ -39,7 +39,7 @@ from data import (
 from data.coco import FOLDERS as COCO_FOLDERS
 from data.coco import HINT as COCO_HINT
 from data.coco import REMOVED_IDS, RULES, check_names, leave_interrupts_to_the_main_process
-from data.decoding import MAX_PIXELS, NotRead, described, orientation, read_picture
+from data.decoding import MAX_PIXELS, THIRTY_TWO_BITS, NotRead, described, orientation, read_picture
 from data.files import (
     BLURRING,
     UNKNOWN_VALUE,
@@ -491,7 +491,7 @@ def look_at(
         with image:
             header, way = Header(image.format, image.mode, image.size), orientation(image)
         problems += endless(image, example)
-        if modes is None and header.mode in ("I", "F"):
+        if modes is None and header.mode in THIRTY_TWO_BITS:
             kind = "images of 32-bit values, of no stated range, which are left out; convert them to 8 or 16 bits"
             problems.append(Problem("warning", kind, example))
         elif modes is not None and header.mode not in modes:

@@ -23,6 +23,7 @@ from data.listing import why_no_file
 MAX_PIXELS = 250_000_000  # telephones take 200 million; decoded, these are 750 MB in each loader process
 ORIENTATION = 0x0112  # EXIF's number of the tag
 PNG_START = b"\x89PNG\r\n\x1a\n"
+THIRTY_TWO_BITS = ("I", "F")  # Pillow's modes of values of no stated range
 ALONE = threading.RLock()  # Pillow's limit and Python's filters of warnings are of the whole process
 # More data, each with all restart markers, none of which is looked at where the data before were whole.
 MORE_JPEG = [
@@ -56,11 +57,12 @@ def read_picture(path: Path, decoded: bool = True, max_pixels: int = MAX_PIXELS)
     content = b""
     try:
         with quiet_pillow():
-            content = path.read_bytes() if decoded else b""
-            image = Image.open(io.BytesIO(content) if decoded else path)
+            image = Image.open(path)
             fits = image.width * image.height <= max_pixels
             if decoded and fits:
-                image = loaded(image, content)
+                image.close()
+                content = path.read_bytes()
+                image = loaded(Image.open(io.BytesIO(content)), content)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is gone; it was there when the data set was listed") from None
     except MemoryError as error:
@@ -175,7 +177,7 @@ def rgb_pixels(image: Image.Image, content: bytes) -> np.ndarray:
 
     Raises ValueError for values of 32 bits.
     """
-    if image.mode in ("I", "F"):
+    if image.mode in THIRTY_TWO_BITS:
         raise ValueError("its values are 32-bit, of no stated range; convert it to 8 or 16 bits")
     deep = sixteen_bit_values(image, content)
     if deep is None:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from data.cache import cached
 from data.decoding import (
     MAX_PIXELS,
+    PNG_START,
     described,
     open_image,
     orientation,
@@ -30,6 +31,7 @@ from data.transforms import Transform
 
 UNKNOWN_VALUE = -1  # in a table of labels: a stored value that the data set does not have
 PLAIN_HEAD = b"\x08\x02\x00\x00\x00"  # at byte 24 of a PNG file: depth 8, colour RGB, not interlaced
+HEAD_BYTES = 33  # of a PNG file, with its size
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 PNG_TURNED = (b"exif", b"EXIF", b"rientation", b"xmp")  # what texts with an orientation have in their names or data
 BLURRING = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that change the values they are given, or may
@@ -242,9 +244,13 @@ def plain_png(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor | None:
     say how viewers turn them.
     """
     try:
-        encoded = path.read_bytes() if path.is_file() else b""
-        if encoded[24:29] != PLAIN_HEAD:
+        if not path.is_file():
             return None
+        with open(path, "rb") as opened:
+            encoded = opened.read(HEAD_BYTES)
+            if encoded[: len(PNG_START)] != PNG_START or encoded[24:29] != PLAIN_HEAD:
+                return None
+            encoded += opened.read()
         width, height = (int.from_bytes(encoded[place : place + 4], "big") for place in (16, 20))
         if width * height > max_pixels:
             return None

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.cache import cached
-from data.decoding import MAX_PIXELS, NotRead, open_image
+from data.decoding import MAX_PIXELS, THIRTY_TWO_BITS, NotRead, open_image
 from data.files import check_sizes, label_table, read_labels, read_photograph
 from data.listing import PICTURE_ENDINGS, files_below, say_left_out, why_no_file
 from data.transforms import Transform
@@ -107,7 +107,7 @@ def photographs(root: Path, paths: list[Path], max_pixels: int) -> tuple[list[Pa
         except NotRead:  # of any size, so what is not read is HEIC
             heic.append(path)
             continue
-        if header.mode in ("I", "F"):
+        if header.mode in THIRTY_TWO_BITS:
             deep.append(path)
         elif header.size[0] * header.size[1] > max_pixels:
             too_large.append(path)

@@ -572,6 +572,27 @@ def test_pictures_of_other_modes_are_converted_and_what_cannot_be_is_left_out_an
         assert all(one[0].equal(other[0]) for one, other in zip(folder, kept, strict=True))
 
 
+def test_colours_of_other_kinds_are_converted_as_pillow_does(tmp_path):
+    for mode in ("LAB", "YCbCr"):
+        path = save(tmp_path / "a.tif", Image.fromarray(COLOURS).convert("YCbCr") if mode == "YCbCr" else lab())
+        with Image.open(path) as image:
+            assert image.mode == mode
+            expected = np.array(image.convert("RGB"))
+        np.testing.assert_array_equal(read_photograph(path, True).permute(1, 2, 0).numpy(), expected)
+
+
+def lab():
+    return Image.frombytes("LAB", (WIDTH, HEIGHT), COLOURS.tobytes())
+
+
+def test_a_long_file_that_is_no_image_is_not_read_to_its_end(tmp_path, monkeypatch):
+    with open(tmp_path / "a.png", "wb") as opened:
+        opened.truncate(2**34)  # sixteen gigabytes of nothing, which take no room
+    for read in (read_image, lambda path: read_labels(path, EVERY_BYTE)):
+        with pytest.raises(ValueError, match="cannot identify image file"):
+            read(tmp_path / "a.png")
+
+
 LABEL_MAPS = ["a.png", "a_color_ids.png", "a.labels.png", "deep/b-2.png", "labels/x.png", "x_mask.png", "gtFine/y.png",
               "z_labelIds.png", "Annotations/deep/w.PNG"]  # fmt: skip
 PHOTOGRAPHS = [
