@@ -262,6 +262,13 @@ def test_up_to_the_limit_pillows_own_is_not_heard_and_stays_as_it_was(tmp_path, 
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_faster_decoder_keeps_to_the_limit_too(tmp_path):
+    path = save(tmp_path / "a.png", noise(20, 30, 3))
+    assert plain_png(path, 600) is not None and plain_png(path, 599) is None
+    with pytest.raises(ValueError, match="30x20"):
+        read_image(path, max_pixels=599)
+
+
 def test_the_limit_lets_the_largest_telephones_pictures_pass():
     assert 200_000_000 < MAX_PIXELS < 2**28
 
