@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from data import (
@@ -38,8 +39,19 @@ from data import (
 from data.coco import FOLDERS as COCO_FOLDERS
 from data.coco import HINT as COCO_HINT
 from data.coco import REMOVED_IDS, RULES, check_names, leave_interrupts_to_the_main_process
-from data.files import UNKNOWN_VALUE, PairProblem, UnpairedFiles, described, open_image, pair_files, ranges
-from data.smiyc import IMAGE_ENDINGS, LABEL_ENDING
+from data.decoding import MAX_PIXELS, THIRTY_TWO_BITS, NotRead, described, orientation, read_picture
+from data.files import (
+    BLURRING,
+    UNKNOWN_VALUE,
+    NoLabelMap,
+    PairProblem,
+    UnpairedFiles,
+    label_values,
+    pair_files,
+    ranges,
+)
+from data.images import VALUE_MODES, Header, label_maps_among
+from data.listing import PICTURE_ENDINGS, files_below
 from engine import run_script, write_results
 from engine.evaluate import markdown_table
 from engine.run import available_cores
@@ -47,9 +59,7 @@ from engine.run import available_cores
 MOST = 5  # examples shown of each kind of problem
 MOST_ROWS = 25  # of the table of labels on the screen; results.json holds all
 LEVELS = {"error": "errors, with which the data cannot be used", "warning": "warnings", "note": "notes"}
-LABEL_MODES = ("L", "P", "I", "I;16")  # those that data.files.read_labels takes
-FOLDER_MODES = ("RGB", "RGBA", "L", "LA", "P")  # those that ImageFolder takes
-JUNK_NAMES = ("Thumbs.db", "desktop.ini", ".DS_Store")
+JUNK_NAMES = ("Thumbs.db", "desktop.ini")
 
 Pairs = list[tuple[Path, Path | None]]
 
@@ -81,8 +91,7 @@ class Source(NamedTuple):
 class Found(NamedTuple):
     """What one image and its label map are."""
 
-    size: tuple[int, int] | None = None  # width, height
-    mode: str | None = None
+    header: Header | None = None  # of the image; None where it cannot be read
     label_mode: str | None = None
     pixels: dict[int, int] | None = None  # by stored value
     problems: tuple[Problem, ...] = ()
@@ -99,28 +108,6 @@ def lost_and_found_pairs(root: Path) -> Pairs:
     hint = "--dataroot is Fishyscapes Lost & Found, which holds leftImg8bit/ and ood/"
     names = "*_leftImg8bit.png", "_ood_segmentation.png"
     return pair_files(root / "leftImg8bit", root / "ood", hint, *names, every_image=False)
-
-
-def track_pairs(root: Path, track: type) -> Pairs:
-    """As the track pairs them; where it stops at a label map without its one image, all such maps are told."""
-    try:
-        return track(root).pairs
-    except FileNotFoundError:
-        missing = [folder for folder in (root / "images", root / "labels_masks") if not folder.is_dir()]
-        maps = sorted((root / "labels_masks").glob("*" + LABEL_ENDING))
-        pairs, problems = [], [PairProblem("no folder", folder, f"no folder {folder}") for folder in missing]
-        if not missing and not maps:
-            told = f"no *{LABEL_ENDING} under {root / 'labels_masks'}"
-            problems.append(PairProblem("no label", root / "labels_masks", told))
-        for path in maps if not missing else ():
-            name = path.name.removesuffix(LABEL_ENDING)
-            found = [image for ending in IMAGE_ENDINGS if (image := root / "images" / (name + ending)).exists()]
-            if len(found) == 1:
-                pairs.append((found[0], path))
-            else:
-                told = f"{path} has {len(found)} images {name}.jpg, .png or .webp; one each is needed"
-                problems.append(PairProblem("label alone", path, told))
-        raise UnpairedFiles(problems, pairs) from None
 
 
 def only_split(pairs: Callable[[Path], Pairs], published: int) -> dict[str, Split]:
@@ -187,14 +174,14 @@ SOURCES = {
         ("images", "labels_masks"),
         "labels_masks",
         "they are in the download of the data set, labels_masks/, for its validation frames",
-        only_split(partial(track_pairs, track=AnomalyTrack), 10),
+        only_split(lambda root: AnomalyTrack(root).pairs, 10),
     ),
     "obstacle-track": Source(
         ObstacleTrack,
         ("images", "labels_masks"),
         "labels_masks",
         "they are in the download of the data set, labels_masks/, for its validation frames",
-        only_split(partial(track_pairs, track=ObstacleTrack), 30),
+        only_split(lambda root: ObstacleTrack(root).pairs, 30),
     ),
     "road-anomaly": Source(
         RoadAnomaly,
@@ -208,7 +195,7 @@ SOURCES = {
         ("*",),
         "",
         "",
-        {"all": Split(lambda root: [(path, None) for path in ImageFolder(root).paths], None)},
+        {"all": Split(lambda root: [(path, None) for path in ImageFolder(root, as_stored=True).paths], None)},
     ),
 }
 CHOSEN = {"training": 20581, "validation": 4952}  # of COCO's photographs; as data.coco has it
@@ -225,6 +212,12 @@ def main(argv=None):
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="processes; 0: this one (default: all cores)"
     )
+    parser.add_argument(
+        "--max_pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help=f"of the largest picture that is read (default {MAX_PIXELS:,})",
+    )
     parser.add_argument("--folder", type=Path, help="where results.json and table.md go (default: nowhere)")
     args = parser.parse_args(argv)
     unknown = set(args.splits or ()) - SOURCES[args.dataset].splits.keys()
@@ -235,7 +228,7 @@ def main(argv=None):
     if args.folder and args.folder.resolve().is_relative_to(args.dataroot.resolve()):
         parser.error(f"--folder {args.folder} lies in --dataroot, where nothing is to be written; choose another")
 
-    results = checked(args.dataset, args.dataroot, args.splits, args.workers, args.quick)
+    results = checked(args.dataset, args.dataroot, args.splits, args.workers, args.quick, args.max_pixels)
     tables = split_tables(args.dataset, results["splits"])
     if args.folder:
         write_results(args.folder, results, tables)
@@ -247,7 +240,14 @@ def main(argv=None):
     return results
 
 
-def checked(name: str, root: Path, splits: list[str] | None = None, workers: int = 0, quick: bool = False) -> dict:
+def checked(
+    name: str,
+    root: Path,
+    splits: list[str] | None = None,
+    workers: int = 0,
+    quick: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> dict:
     """What is to be said of a data set: {"usable", "errors", "warnings", "notes", "splits", ...}."""
     source = SOURCES[name]
     problems, reports = list(folder_problems(root, source)), {}
@@ -259,7 +259,7 @@ def checked(name: str, root: Path, splits: list[str] | None = None, workers: int
             pairs, found = listed(name, title, root)
             problems += found
             if pairs:
-                report, found = looked_into(name, title, pairs, root, workers, quick)
+                report, found = looked_into(name, title, pairs, root, workers, quick, max_pixels)
                 reports[title] = report
                 problems += found
     levels = {f"{level}s": grouped(problem for problem in problems if problem.level == level) for level in LEVELS}
@@ -274,6 +274,11 @@ def folder_problems(root: Path, source: Source) -> Iterable[Problem]:
     """Whether the root is the right folder; where not, which one is."""
     if not root.is_dir():
         yield Problem("error", f"there is no folder {root}; give the data set's folder as --dataroot")
+        return
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        yield Problem("error", f"the folder {root} cannot be read ({error.strerror}): make it readable")
         return
     if fits(root, source):
         return
@@ -317,12 +322,18 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def junk_files(root: Path) -> Iterable[Problem]:
-    """Files that file managers leave behind and no data set reads."""
-    for folder, _, names in os.walk(root):
-        for name in names:
-            if name in JUNK_NAMES:
-                kind = f"{name} is left by a file manager and never read; it may stay"
-                yield Problem("note", kind, shortened(Path(folder, name), root))
+    """What file managers and systems leave behind and no data set reads."""
+    try:
+        listing = files_below(root, PICTURE_ENDINGS)
+    except OSError as error:  # the split that needs the folder makes an error of it
+        yield Problem("warning", str(error))
+        return
+    for path in [path for path in listing.others if path.name in JUNK_NAMES]:
+        yield Problem(
+            "note", f"{path.name} is left by a file manager and never read; it may stay", shortened(path, root)
+        )
+    for path in listing.hidden:
+        yield Problem("note", "hidden, or a system's, and never read; it may stay", shortened(path, root))
 
 
 def names_problems(root: Path) -> Iterable[Problem]:
@@ -339,16 +350,9 @@ def listed(name: str, title: str, root: Path) -> tuple[Pairs, list[Problem]]:
         pairs, unpaired = source.splits[title].pairs(root), []
     except UnpairedFiles as error:
         pairs, unpaired = error.pairs, error.problems
-    except FileNotFoundError as error:  # ImageFolder's
+    except (OSError, ValueError) as error:  # a folder that cannot be read; ImageFolder's
         return [], [Problem("error", str(error))]
-    doubles = f"files ._NAME, which macOS adds, are taken for images; remove them: find '{root}' -name '._*' -delete"
-    problems = [
-        Problem("error", doubles, shortened(path, root))
-        for path in [image for image, _ in pairs] + [problem.path for problem in unpaired]
-        if path.name.startswith("._")
-    ]
-    pairs = [pair for pair in pairs if not pair[0].name.startswith("._")]
-    unpaired = [problem for problem in unpaired if not problem.path.name.startswith("._")]
+    problems = []
     missing = [problem for problem in unpaired if problem.kind == "no folder"]
     if len(missing) > 1 and len(source.splits) > 1:
         others = " ".join(other for other in source.splits if other != title)
@@ -369,9 +373,13 @@ def unpaired_problem(problem: PairProblem, source: Source, title: str, root: Pat
         )
         return Problem("error", f"{problem.told} ({advice})")
     if problem.kind == "no image":
-        endings = Counter(path.suffix for path in problem.path.rglob("*") if path.is_file()).most_common(3)
+        endings = Counter(path.suffix for path in files_below(problem.path, ("",)).files).most_common(3)
         there = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in endings)
         return Problem("error", f"{problem.told}; files that are there: {there or 'none'}")
+    if problem.kind == "no file":
+        return Problem("error", "what is named like an image or label map and is no file; take it out", problem.told)
+    if problem.kind == "twice":
+        return Problem("error", f"{title}: files that differ in their ending alone; take one out", example)
     if problem.kind == "label alone":
         alone = "label maps without their image" if some else "no label map has its image"
         return Problem("error", f"{title}: {alone}; unpack the images again, or take the label maps out", example)
@@ -404,21 +412,26 @@ def shortened(path: Path, root: Path) -> str:
 
 
 def looked_into(
-    name: str, title: str, pairs: Pairs, root: Path, workers: int, quick: bool
+    name: str, title: str, pairs: Pairs, root: Path, workers: int, quick: bool, max_pixels: int
 ) -> tuple[dict, list[Problem]]:
     """What a split holds, and what is wrong with it."""
     source = SOURCES[name]
     labelled = name != "images"
     values = source.dataset.table.numpy() if labelled else None
-    modes = source.dataset.image_modes if labelled else FOLDER_MODES
-    found = looked_at(pairs, partial(look_at, root=root, values=values, modes=modes, quick=quick), workers, title)
+    modes = source.dataset.image_modes if labelled else None
+    look = partial(look_at, root=root, values=values, modes=modes, quick=quick, max_pixels=max_pixels)
+    found = looked_at(pairs, look, workers, title)
     problems = [problem for file in found for problem in file.problems]
-    sizes = Counter(f"{file.size[0]}x{file.size[1]}" for file in found if file.size)
+    headers = {image: file.header for (image, _), file in zip(pairs, found, strict=True) if file.header}
+    if not labelled:
+        kind = "label maps, by names and modes, which are left out; put them in a folder of their own for --neg_masks"
+        problems += [Problem("note", kind, shortened(path, root)) for path in sorted(label_maps_among(headers, root))]
+    sizes = Counter(f"{header.size[0]}x{header.size[1]}" for header in headers.values())
     report = {
         "images": len(pairs),
         "published_images": source.splits[title].published,
         "sizes": dict(sizes.most_common()),
-        "image_modes": dict(Counter(file.mode for file in found if file.mode)),
+        "image_modes": dict(Counter(header.mode for header in headers.values())),
         "label_modes": dict(Counter(file.label_mode for file in found if file.label_mode)),
     }
     problems += count_problems(title, len(pairs), source.splits[title].published)
@@ -458,75 +471,107 @@ def looked_at(pairs: Pairs, look: Callable, workers: int, title: str) -> list[Fo
 
 
 def look_at(
-    pair: tuple[Path, Path | None], root: Path, values: np.ndarray | None, modes: tuple[str, ...], quick: bool
+    pair: tuple[Path, Path | None],
+    root: Path,
+    values: np.ndarray | None,
+    modes: tuple[str, ...] | None,
+    quick: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> Found:
     """Read an image and its label map; with NumPy alone, since torch's threads do not survive a fork.
 
     values  (256,) as a data set's table: UNKNOWN_VALUE where a stored value is none of its own
-    modes   Pillow modes of images that the data set takes
+    modes   Pillow modes of images that the data set takes; None: of any folder, from which some are left out
     """
     image_path, label_path = pair
-    problems, size, mode, label_mode, pixels = [], None, None, None, None
+    problems, header, way = [], None, 1
+    example = shortened(image_path, root)
     try:
-        with open_image(image_path, decoded=not quick) as image:
-            size, mode = image.size, image.mode
-        if mode not in modes:
+        image, _ = read_picture(image_path, not quick, max_pixels)
+        with image:
+            header, way = Header(image.format, image.mode, image.size), orientation(image)
+        problems += endless(image, example)
+        if modes is None and header.mode in THIRTY_TWO_BITS:
+            kind = "images of 32-bit values, of no stated range, which are left out; convert them to 8 or 16 bits"
+            problems.append(Problem("warning", kind, example))
+        elif modes is not None and header.mode not in modes:
             kind = f"images that are not {' or '.join(modes)}; convert them, or take out label maps that lie among them"
-            problems.append(Problem("error", kind, f"{shortened(image_path, root)} is {described(mode)}"))
+            problems.append(Problem("error", kind, f"{example} is {described(header.mode)}"))
+    except NotRead as error:
+        kind = "images that are left out" if modes is None else "images that are not read"
+        problems.append(Problem("error" if modes else "warning", kind, str(error)))
     except (OSError, ValueError) as error:
         problems.append(damaged(image_path, root, error))
     if label_path is None:
-        return Found(size, mode, problems=tuple(problems))
+        return Found(header, problems=tuple(problems))
+    label_mode = pixels = None
     try:
-        with open_image(label_path, decoded=not quick) as labels:
-            label_mode = labels.mode
-            if size and labels.size != size:
-                sizes = " and ".join(f"{width}x{height}" for width, height in (size, labels.size))
-                turned = " (one of the two is turned)" if labels.size == size[::-1] else ""
-                kind = (
-                    "image and label map are of two sizes; take both from the original archives, "
-                    "or resize the label map to the image's size with nearest neighbour"
-                )
-                problems.append(Problem("error", kind, f"{shortened(image_path, root)} {sizes}{turned}"))
-            example = shortened(label_path, root)
-            if labels.format == "JPEG":
-                kind = (
-                    "label maps saved as JPEG, which blurs the values, whatever the file is called; take the originals"
-                )
-                problems.append(Problem("error", kind, example))
-            elif label_mode not in LABEL_MODES:
-                problems.append(Problem("error", colour_advice(labels, quick), f"{example} is {described(label_mode)}"))
-            elif not quick:
-                pixels = counts(np.asarray(labels))
-                wrong = [v for v in pixels if not 0 <= v < len(values) or values[v] == UNKNOWN_VALUE]
-                if wrong:
-                    problems.append(Problem("error", "values", f"{example} holds {ranges(sorted(wrong))}"))
+        labels, content = read_picture(label_path, not quick, max_pixels)
+        with labels:
+            label_mode, label_size, kind_of_file = labels.mode, labels.size, labels.format
+        problems += size_problems(example, header, way, label_size)
+        example = shortened(label_path, root)
+        if quick and label_mode not in VALUE_MODES and kind_of_file not in BLURRING:  # its header does not say enough
+            labels, content = read_picture(label_path, max_pixels=max_pixels)
+        if kind_of_file in BLURRING:
+            kind = f"label maps saved as {kind_of_file}, which blurs the values, whatever the file is called"
+            problems.append(Problem("error", f"{kind}; take the originals", example))
+        elif not quick or label_mode not in VALUE_MODES:
+            stored = label_values(labels, content)
+            if label_mode in ("LA", "RGB", "RGBA"):
+                kind = "label maps saved in colour or with transparency, read by value since all channels agree"
+                problems.append(Problem("note", kind, f"{example} is {described(label_mode)}"))
+            found = counts(stored)
+            pixels = None if quick else found
+            wrong = [v for v in found if not 0 <= v < len(values) or values[v] == UNKNOWN_VALUE]
+            if wrong:
+                problems.append(Problem("error", "values", f"{example} holds {ranges(sorted(wrong))}"))
+    except NoLabelMap as error:
+        kind = (
+            "label maps saved in colour; a label map has one value per pixel: take the original files, not pictures of "
+            "them"
+        )
+        problems.append(Problem("error", kind, f"{example} {error}"))
+    except NotRead as error:
+        problems.append(Problem("error", "label maps that are not read", str(error)))
     except (OSError, ValueError) as error:
         problems.append(damaged(label_path, root, error))
-    return Found(size, mode, label_mode, pixels, tuple(problems))
+    return Found(header, label_mode, pixels, tuple(problems))
+
+
+def endless(image: Image.Image, example: str) -> Iterable[Problem]:
+    if "no end marker" in image.info:
+        yield Problem("note", "JPEG files that lack their end marker and nothing else; they are read", example)
+
+
+def size_problems(example: str, header: Header | None, way: int, label_size: tuple[int, int]) -> Iterable[Problem]:
+    """An image and a label map of two sizes, or that may be of two ways up."""
+    if header and label_size != header.size:
+        sizes = " and ".join(f"{width}x{height}" for width, height in (header.size, label_size))
+        turned = f", by EXIF orientation {way}" if way >= 5 else ""
+        turned = f" (one of the two is turned{turned})" if label_size == header.size[::-1] else ""
+        kind = (
+            "image and label map are of two sizes; take both from the original archives, "
+            "or resize the label map to the image's size with nearest neighbour"
+        )
+        yield Problem("error", kind, f"{example} {sizes}{turned}")
+    elif way != 1:
+        kind = (
+            "images that viewers turn, by their EXIF data; they are used as stored, so their label maps must be of "
+            "the same way up: look at some, and store the images turned where they are not"
+        )
+        yield Problem("warning", kind, f"{example} has orientation {way}")
 
 
 def damaged(path: Path, root: Path, error: Exception) -> Problem:
-    reason = str(error.__cause__ or error).replace(repr(str(path)), "the file")
+    reason = str(error).removeprefix(f"{path} ").removeprefix("cannot be read as an image: ")
+    reason = reason.removesuffix("; fetch or write it again").replace(repr(str(path)), "the file")
     if path.is_file() and path.stat().st_size == 0:
         reason = "the file is empty"
     return Problem(
         "error",
         "files that cannot be read as images: cut short, empty or something else; copy, unpack or download them again",
         f"{shortened(path, root)}: {reason}",
-    )
-
-
-def colour_advice(labels, quick: bool) -> str:
-    if not quick and labels.mode in ("RGB", "RGBA"):
-        channels = np.asarray(labels)
-        if (channels[..., :1] == channels[..., 1:3]).all():
-            return (
-                "label maps saved as RGB with three equal channels; keep one of them: "
-                "Image.open(path).getchannel(0).save(path)"
-            )
-    return (
-        "label maps saved in colour; a label map has one value per pixel: take the original files, not pictures of them"
     )
 
 

@@ -112,7 +112,7 @@ def main(argv=None):
 
 def images_of(root: Path) -> ImageFolder:
     """The images below a folder, in order, without the label maps that lie among them in some data sets."""
-    images = ImageFolder(root)
+    images = ImageFolder(root, as_stored=True)  # a frame that is left out or turned has no score map of its own
     found = len(images)
     images.paths = [path for path in images.paths if not LABEL_MAP.search(path.name)]
     if not images.paths:

@@ -53,7 +53,7 @@ def main(argv=None):
     transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
     train_set = StreetHazards(args.dataroot, "training", transform, args.cache)
     photographs = photographs_of_negatives(
-        args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache
+        args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache, args.max_pixels
     )
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
     negatives = MaskedPatches(photographs, *sizes, leave_out=args.neg_leave_out)

@@ -26,14 +26,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
 from data import COCO20, Cityscapes, StreetHazards
+from data.decoding import MAX_PIXELS
+from data.files import read_photograph
 from data.images import ENDINGS
+from data.listing import files_below, say_left_out, why_no_file
 from engine import (
     SlidingWindows,
     batches,
@@ -64,7 +66,10 @@ WINDOW, WINDOW_STRIDE = 512, 320  # of segmenter, as in evaluate_osr_coco.py
 SMALLEST = 32  # a side that is shorter is continued to it with its last pixel: networks halve their input five times
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 REPORT, SETTINGS, KINDS = "report.jsonl", "settings.json", ("closed", "open", "heat", "overlay", "score")
-Image.MAX_IMAGE_PIXELS = 250_000_000  # Pillow refuses twice as many; some telephones take 200 million
+# Bytes of memory on a CPU for each pixel that a network sees at once, at its peak: measured at 1024x1024, rounded up.
+# Segmenter's windows are always of one size.
+NETWORK_BYTES = {"deeplabv3plus": 1300, "ldn121": 320, "segmenter": 0}
+RESULT_BYTES = 100  # for each pixel of the picture: scores, classes, pictures of them
 
 
 def main(argv=None):
@@ -96,6 +101,12 @@ def main(argv=None):
         "99 %% of each picture's)",
     )
     parser.add_argument("--raw", choices=["png16", "npy", "none"], default="png16", help="score maps (default png16)")
+    parser.add_argument(
+        "--max_pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help=f"a picture of more pixels is refused by its header (default {MAX_PIXELS:,})",
+    )
     parser.add_argument("--max_side", type=int, help="the network sees pictures shrunk to this longer side")
     parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
     parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
@@ -143,12 +154,14 @@ def main(argv=None):
         print(f"{len(done)} of {len(inputs)} inputs were done before")
 
     def predict(image):
+        if device.type == "cpu":
+            check_memory(*image.shape[2:], args.network, known.num_classes, args.max_side, args.tile)
         return predicted(model, score_name, image, device, precision.memory_format, args.max_side)
 
     if is_video:
         lines = video_lines(ffmpeg, predict, todo, files, drawing)
     else:
-        lines = picture_lines(predict, todo, files, drawing, args.workers, device)
+        lines = picture_lines(predict, todo, files, drawing, args.workers, device, args.max_pixels)
     failed = []
     try:
         with open(args.folder / REPORT, "a") as report:
@@ -171,9 +184,15 @@ def main(argv=None):
 
 
 def list_inputs(source: Path, folder: Path) -> dict[str, Path]:
-    """{name relative to the input: path}, sorted, without what lies in the output folder."""
+    """{name relative to the input: path}, sorted, without what lies in the output folder.
+
+    Folders are listed as data/listing.py has it. Raises OSError for a folder that cannot be read.
+    """
     if source.is_file():
         return {source.name: source}
+    kind = why_no_file(source)
+    if kind not in (None, "a folder"):
+        raise ValueError(f"--input {source} is {kind}; give an image, a folder of images or a video")
     if not source.is_dir():
         raise FileNotFoundError(f"no file or folder {source}; --input is an image, a folder of images or a video")
     inside, output = source.resolve(), folder.resolve()
@@ -181,9 +200,11 @@ def list_inputs(source: Path, folder: Path) -> dict[str, Path]:
         raise ValueError(
             f"--folder {folder} is the folder of the input; choose another, such as {folder / 'predicted'}"
         )
-    excluded = source / output.relative_to(inside) if output.is_relative_to(inside) else None
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS and not path.is_dir())
-    inputs = {path.relative_to(source).as_posix(): path for path in paths if excluded not in path.parents}
+    listing = files_below(source, ENDINGS)
+    say_left_out(source, listing.left_out())
+    paths = sorted([*listing.files, *listing.no_files])  # of which the latter fail by themselves
+    results = {place for place in {path.parent for path in paths} if place.resolve().is_relative_to(output)}
+    inputs = {path.relative_to(source).as_posix(): path for path in paths if path.parent not in results}
     if not inputs:
         raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) below {source}; videos are given one by one")
     return inputs
@@ -192,28 +213,18 @@ def list_inputs(source: Path, folder: Path) -> dict[str, Path]:
 class Photographs(Dataset):
     """Samples (image uint8 (3, H, W), index, ""); of a file that cannot be read (nothing, index, the reason)."""
 
-    def __init__(self, paths: list[Path]):
-        self.paths = paths
+    def __init__(self, paths: list[Path], max_pixels: int = MAX_PIXELS):
+        self.paths, self.max_pixels = paths, max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
+        path = self.paths[index]
         try:
-            return read_photograph(self.paths[index]), index, ""
-        except Exception as error:  # Pillow fails in a dozen ways on a damaged file; the others must be done
-            return torch.empty(3, 0, 0, dtype=torch.uint8), index, f"cannot be read as an image: {error or repr(error)}"
-
-
-def read_photograph(path: Path) -> Tensor:
-    """Any picture as uint8 RGB (3, H, W), turned as its EXIF data say; transparency is dropped."""
-    with Image.open(path) as stored:
-        image = ImageOps.exif_transpose(stored)
-    if image.mode in ("I", "F"):
-        raise ValueError("its values are 32-bit, of no stated range; convert it to 8 or 16 bits")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as Pillow does with 16-bit colours
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            return read_photograph(path, True, self.max_pixels), index, ""
+        except (OSError, ValueError, MemoryError) as error:  # the others must be done
+            return torch.empty(3, 0, 0, dtype=torch.uint8), index, str(error).removeprefix(f"{path} ")
 
 
 def import_ffmpeg(path: Path):
@@ -322,6 +333,47 @@ def is_number(value) -> bool:
 # The prediction
 
 
+def check_memory(
+    height: int, width: int, network: str, num_classes: int, max_side: int | None, tile: int | None
+) -> None:
+    """Raise ValueError for a picture that takes more memory than is free: the system would kill the whole run."""
+
+    def needed(max_side: int | None, tile: int | None) -> int:
+        shrinks = max_side is not None and max(height, width) > max_side
+        seen = shrunk((height, width), max_side) if shrinks else [height, width]
+        if network == "segmenter":
+            seen = [side * max(WINDOW, min(seen)) // min(seen) for side in seen]
+        at_once = math.prod(seen if tile is None else [min(side, tile) for side in seen])
+        logits = 8 * (num_classes + 2) + 40  # and their sums over windows, in float32
+        return NETWORK_BYTES[network] * at_once + logits * math.prod(seen) + RESULT_BYTES * height * width
+
+    free = free_memory()
+    if free is None or needed(max_side, tile) <= free:
+        return
+    ways = [f"--max_side 2048 (about {needed(2048, tile) / 1e9:.1f} GB)"]
+    if network != "segmenter":
+        ways.append(f"--tile 1024 (about {needed(max_side, 1024) / 1e9:.1f} GB)")
+    raise ValueError(
+        f"its {width}x{height} pixels take about {needed(max_side, tile) / 1e9:.1f} GB of memory and "
+        f"{free / 1e9:.1f} GB are free; try {' or '.join(ways)}"
+    )
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can have before the system kills one, a container's limit included; None: not known."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
+            found.append(int(Path("/sys/fs/cgroup", limit).read_text()) - int(Path("/sys/fs/cgroup", used).read_text()))
+    return min(found, default=None)
+
+
 @torch.inference_mode()
 def predicted(
     model: nn.Module,
@@ -364,13 +416,19 @@ def shrunk(size: tuple[int, int], max_side: int) -> list[int]:
 
 
 def picture_lines(
-    predict: Callable, inputs: dict[str, Path], files: Callable, drawing: Drawing, workers: int, device: torch.device
+    predict: Callable,
+    inputs: dict[str, Path],
+    files: Callable,
+    drawing: Drawing,
+    workers: int,
+    device: torch.device,
+    max_pixels: int,
 ) -> Iterator[dict]:
     """The report's line of each picture, once its files are written.
 
     Loader processes read ahead, threads encode and write behind; neither by more than some pictures per worker.
     """
-    loader, names = evaluation_loader(Photographs(list(inputs.values())), workers, device), list(inputs)
+    loader, names = evaluation_loader(Photographs(list(inputs.values()), max_pixels), workers, device), list(inputs)
     pending: deque[Future] = deque()
     with ThreadPoolExecutor(max(1, workers)) as pool, progress(len(names)) as bar:
         for (image, index), [reason] in batches(loader) if names else ():

@@ -79,7 +79,7 @@ def main(argv=None):
         val_set = COCO20(args.dataroot, "validation", **lists)
         known_val_set = COCO20(args.dataroot, "validation_known", **lists)
     photographs = photographs_of_negatives(
-        args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache
+        args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache, args.max_pixels
     )
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
     negatives = MaskedPatches(photographs, *sizes, recipe.rare_below, args.neg_leave_out)

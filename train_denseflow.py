@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 from data import COCO20, Cityscapes, ImageFolder, StreetHazards, filled_transform
 from engine import (
     Recipe,
+    add_size_flag,
     argument_parser,
     batches,
     evaluation_loader,
@@ -78,6 +79,7 @@ def main(argv=None):
     parser = argument_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", help="a folder with images, at any depth")
+    add_size_flag(parser, "--images")
     source.add_argument("--dataset", choices=list(DATASETS), help="train on the training images of this data set")
     parser.add_argument("--dataroot", help="the data set's folder")
     parser.add_argument("--flow_state", default="none", help="weights to start from (default none)")
@@ -90,7 +92,7 @@ def main(argv=None):
         with main_process_first():  # it may scan the data set and keep a list of it
             images = DATASETS[args.dataset](args.dataroot, transform, run, args.cache)
     else:
-        images = ImageFolder(args.images, transform, cache=args.cache)
+        images = ImageFolder(args.images, transform, cache=args.cache, max_pixels=args.max_pixels)
     held_out = range(0, len(images), HELD_OUT)
     train_set = Subset(images, sorted({*range(len(images))} - {*held_out}))
     val_set = Subset(images, held_out[: recipe.validation_images])

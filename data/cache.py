@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-FORMAT = 1  # part of every copy's name: raise it when what a copy holds changes
+FORMAT = 2  # part of every copy's name: raise it when what a copy holds changes
 HEADER = 16  # bytes before the pixels: channels, height, width as int32, of the machine's byte order; 4 zero bytes
 
 
 def cached(
-    folder: str | Path | None, path: Path, read: Callable[[Path, tuple | Tensor], Tensor], how: tuple | Tensor
+    folder: str | Path | None, path: Path, read: Callable[..., Tensor], how: tuple | Tensor | bool, max_pixels: int
 ) -> Tensor:
-    """read(path, how), from its copy below `folder` where there is one; else the copy is made.
+    """read(path, how, max_pixels), from its copy below `folder` where there is one; else the copy is made.
 
     folder   None: no copies are made or read
-    read     of the file and of what decides how it is read (the modes taken, the table of labels), to uint8
-             (3, H, W) or (H, W)
+    read     of the file, of what decides how it is read (the modes taken, the table of labels) and of the limit of
+             its size, to uint8 (3, H, W) or (H, W)
     returns  the same; of a copy, its file mapped privately: pages are read when they are looked at, no file stays
              open, and what is written to the tensor does not reach the file
 
@@ -35,17 +35,17 @@ def cached(
     Raises what `read` does, and OSError where a copy cannot be written, as on a full disk.
     """
     if folder is None:
-        return read(path, how)
+        return read(path, how, max_pixels)
     try:
         source = path.stat()
     except OSError:
-        return read(path, how)  # which says what is wrong with it
+        return read(path, how, max_pixels)  # which says what is wrong with it
     told = how.tolist() if isinstance(how, Tensor) else how
     key = (FORMAT, str(path.absolute()), source.st_size, source.st_mtime_ns, read.__name__, told)
     file = Path(folder, f"{path.stem[:40]}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.raw")
     pixels = mapped(file)
     if pixels is None:
-        pixels = read(path, how)
+        pixels = read(path, how, max_pixels)
         write_copy(pixels, file, path)
     return pixels
 

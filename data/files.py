@@ -1,4 +1,4 @@
-"""Reading what lies on the disk: pairs of image and label files, images, label maps.
+"""Pairs of image and label files, and what is read of them.
 
 Every error names the file or folder, what is wrong with it, and the way out.
 """
@@ -14,23 +14,42 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.cache import cached
+from data.decoding import (
+    MAX_PIXELS,
+    PNG_START,
+    described,
+    open_image,
+    orientation,
+    png_parts,
+    read_picture,
+    rgb_pixels,
+    sixteen_bit_values,
+    turned,
+)
+from data.listing import PICTURE_ENDINGS, Listing, files_below, say_left_out, say_once, why_no_file
 from data.transforms import Transform
 
 UNKNOWN_VALUE = -1  # in a table of labels: a stored value that the data set does not have
 PLAIN_HEAD = b"\x08\x02\x00\x00\x00"  # at byte 24 of a PNG file: depth 8, colour RGB, not interlaced
+HEAD_BYTES = 33  # of a PNG file, with its size
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+PNG_TURNED = (b"exif", b"EXIF", b"rientation", b"xmp")  # what texts with an orientation have in their names or data
+BLURRING = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that change the values they are given, or may
 
 
 class LabelledImages(Dataset):
     """Samples (image uint8 (3, H, W), labels uint8 (H, W), name) of pairs of files: what the data sets share.
 
     What the transform returns besides image and labels stands between labels and name. A data set gives its `table`
-    (see read_labels), its pairs, and `image_modes` where it takes other than RGB.
+    (see read_labels), its pairs, and `image_modes` where it takes other than RGB. `max_pixels` may be set to read
+    larger pictures.
 
     cache   a folder for decoded copies of the files, from which later visits read their rows (see data/cache.py)
     """
 
     table: Tensor
     image_modes = ("RGB", "RGBA")
+    max_pixels = MAX_PIXELS
 
     def __init__(
         self,
@@ -46,11 +65,9 @@ class LabelledImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple:
         image_path, label_path = self.pairs[index]
-        image = cached(self.cache, image_path, read_image, self.image_modes)
-        labels = cached(self.cache, label_path, read_labels, self.table)
-        if image.shape[1:] != labels.shape:
-            sizes = [f"{width}x{height}" for height, width in (image.shape[1:], labels.shape)]
-            raise ValueError(f"{image_path} is {sizes[0]} but its label map {label_path} is {sizes[1]}")
+        image = cached(self.cache, image_path, read_image, self.image_modes, self.max_pixels)
+        labels = cached(self.cache, label_path, read_labels, self.table, self.max_pixels)
+        check_sizes(image_path, image, label_path, labels)
         sample = self.transform(image, labels) if self.transform else (image, labels)
         return *sample, image_path.relative_to(self.root).as_posix()
 
@@ -58,7 +75,7 @@ class LabelledImages(Dataset):
 class PairProblem(NamedTuple):
     """What keeps files from being pairs."""
 
-    kind: str  # "no folder", "no image", "no label", "image alone" or "label alone"
+    kind: str  # "no folder", "no image", "no label", "image alone", "label alone", "no file" or "twice"
     path: Path  # the folder, image or label map
     told: str
     wanted: Path | None = None  # of an image alone: the label map that is missing
@@ -80,15 +97,16 @@ def pair_files(
     label_suffix: str = ".png",
     every_image: bool = True,
 ) -> list[tuple[Path, Path]]:
-    """Sorted pairs (image, label) of all images below images_root.
+    """Sorted pairs (image, label) of all images below images_root, listed as data/listing.py has it.
 
     An image's label lies at the same relative path below labels_root, its ending (what follows the * of
-    image_pattern) replaced by label_suffix.
+    image_pattern) replaced by label_suffix. Endings are compared without case, and .jpeg counts as .jpg.
 
     hint         how the user names this folder, for the errors
     every_image  whether an image without a label is an error; else it is left out, as its data set means it
     raises       UnpairedFiles, a FileNotFoundError: no folder, no image, an image without label or a label without
-                 image; it tells the first and carries all
+                 image, two of one name, what is no file; it tells the first and carries all. OSError for a folder
+                 that cannot be read
     """
     problems = [
         PairProblem("no folder", folder, f"no folder {folder}; {hint}")
@@ -98,20 +116,36 @@ def pair_files(
     if problems:
         raise UnpairedFiles(problems, [])
     ending = image_pattern.removeprefix("*")
-    labels = set(labels_root.rglob("*" + label_suffix))
-    images = sorted(images_root.rglob(image_pattern))
+    image_endings, label_endings = spellings(ending), spellings(label_suffix)
+    image_files, label_files = files_below(images_root, image_endings), files_below(labels_root, label_endings)
+    for root, listing in ((images_root, image_files), (labels_root, label_files)):
+        say_left_out(root, listing.left_out())
+        problems += no_file_problems(listing)
+    images = by_key(images_root, image_files.files, image_endings)
+    labels = by_key(labels_root, label_files.files, label_endings)
     pairs = []
-    for image in images:
-        relative = image.relative_to(images_root)
-        label = labels_root / relative.parent / (relative.name.removesuffix(ending) + label_suffix)
-        if label in labels:
-            pairs.append((image, label))
+    for key, same in images.items():
+        image, wanted = same[0], labels_root / (key + label_suffix)
+        if key in labels:
+            pairs.append((image, labels[key][0]))
+            for one, *more in (same, labels[key]):
+                if more:
+                    told = f"{one} and {more[0].name} differ in their ending alone, and one is needed; take one out"
+                    problems.append(PairProblem("twice", one, told))
         elif every_image:
-            told = f"{image} has no label map: {label} is missing; add it or take the image out"
-            problems.append(PairProblem("image alone", image, told, label))
-    alone = sorted(labels - {label for _, label in pairs})
-    for label in alone:
+            told = f"{image} has no label map: {wanted} is missing; add it or take the image out"
+            problems.append(PairProblem("image alone", image, told, wanted))
+    alone = {key: same[0] for key, same in labels.items() if key not in images}
+    stem = ending.removesuffix(Path(ending).suffix or ending)
+    unread = {
+        path.relative_to(images_root).with_suffix("").as_posix(): path
+        for path in image_files.others
+        if path.suffix.lower() in PICTURE_ENDINGS
+    }
+    for key, label in alone.items():
         told = f"{label} has no image under {images_root} ({len(alone)} such label maps); add it or take the map out"
+        if key + stem in unread:
+            told += f"; {unread[key + stem]} is there, but this data set's images are {image_pattern}: convert it"
         problems.append(PairProblem("label alone", label, told))
     if not images and not alone:
         problems.append(PairProblem("no image", images_root, f"no {image_pattern} under {images_root}; {hint}"))
@@ -122,49 +156,124 @@ def pair_files(
     return pairs
 
 
-def read_image(path: Path, modes: tuple[str, ...] = ("RGB", "RGBA")) -> Tensor:
-    """An image file as uint8 RGB (3, H, W); an alpha channel is dropped.
+def no_file_problems(listing: Listing) -> list[PairProblem]:
+    return [
+        PairProblem("no file", path, f"{path} is {why_no_file(path)}, and no file; take it out")
+        for path in listing.no_files
+    ]
+
+
+def spellings(ending: str) -> tuple[str, ...]:
+    """What files_below takes for files of this ending."""
+    ending = ending.lower()
+    return (ending, ending.removesuffix(".jpg") + ".jpeg") if ending.endswith(".jpg") else (ending,)
+
+
+def by_key(root: Path, paths: list[Path], endings: tuple[str, ...]) -> dict[str, list[Path]]:
+    """{path below root without its ending: the files that differ in it alone}."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        text = path.relative_to(root).as_posix()
+        ending = next(ending for ending in endings if text.lower().endswith(ending))
+        found.setdefault(text[: -len(ending)], []).append(path)
+    return found
+
+
+def check_sizes(image_path: Path, image: Tensor, label_path: Path, labels: Tensor) -> None:
+    """Raise ValueError where an image (3, H, W) and its label map (H, W) differ in size."""
+    if image.shape[1:] == labels.shape:
+        return
+    sizes = [f"{width}x{height}" for height, width in (image.shape[1:], labels.shape)]
+    told = f"{image_path} is {sizes[0]} but its label map {label_path} is {sizes[1]}"
+    with open_image(image_path, decoded=False, max_pixels=image[0].numel()) as header:
+        way = orientation(header)
+    if way >= 5 and image.shape[1:] == labels.shape[::-1]:
+        told += f": EXIF orientation {way} turns the image in viewers; store it turned, or turn its label map"
+    raise ValueError(told)
+
+
+def read_image(path: Path, modes: tuple[str, ...] = ("RGB", "RGBA"), max_pixels: int = MAX_PIXELS) -> Tensor:
+    """An image of a labelled data set as uint8 RGB (3, H, W), as it is stored: not turned, an alpha channel dropped.
+
+    Says once where viewers would turn an image, which its label map may have been drawn on.
 
     modes   Pillow modes that are taken: "L" must be asked for, since a greyscale picture among street scenes is
             more often a label map in the wrong folder
     """
-    pixels = plain_png(path) if "RGB" in modes else None
+    pixels = plain_png(path, max_pixels) if "RGB" in modes else None
     if pixels is not None:
         return pixels
-    with open_image(path) as image:
-        if image.mode not in modes:
-            raise ValueError(
-                f"{path} is stored as {described(image.mode)}; expected {' or '.join(modes)}: "
-                "convert it, or check that no label map lies among the images"
-            )
-        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    image, content = read_picture(path, max_pixels=max_pixels)
+    if image.mode not in modes:
+        raise ValueError(
+            f"{path} is stored as {described(image.mode)}; expected {' or '.join(modes)}: "
+            "convert it, or check that no label map lies among the images"
+        )
+    way = orientation(image)
+    if way != 1:
+        say_once(
+            f"{path} has EXIF orientation {way}: viewers turn it; here it is used as stored, and its label map must be "
+            "of the same way up (check_data.py lists all such images)"
+        )
+    return torch.from_numpy(np.ascontiguousarray(rgb_pixels(image, content))).permute(2, 0, 1)
 
 
-def plain_png(path: Path) -> Tensor | None:
+def read_photograph(path: Path, upright: bool, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Any picture as uint8 RGB (3, H, W); transparency is dropped, and of several pictures the first is taken.
+
+    upright  whether it is turned as its EXIF data say, as viewers do; else it is as it is stored
+    raises   as open_image does, and ValueError for values of 32 bits
+    """
+    pixels = plain_png(path, max_pixels)
+    if pixels is not None:
+        return pixels
+    image, content = read_picture(path, max_pixels=max_pixels)
+    try:
+        pixels = rgb_pixels(image, content)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    if upright:
+        pixels = turned(pixels, orientation(image))
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def plain_png(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor | None:
     """A PNG file of 8-bit RGB as (3, H, W), in three fifths of Pillow's time; None: it is left to Pillow.
 
-    Left are all other files, and damaged ones, of which Pillow says what is wrong.
+    Left are all other files; damaged or too large ones, of which open_image says what is wrong; and those that may
+    say how viewers turn them.
     """
     try:
-        encoded = path.read_bytes()
-        pixels = imagecodecs.spng_decode(encoded) if encoded[24:29] == PLAIN_HEAD else None
-    except (OSError, RuntimeError, MemoryError):  # the last: a head that asks for too much
+        if not path.is_file():
+            return None
+        with open(path, "rb") as opened:
+            encoded = opened.read(HEAD_BYTES)
+            if encoded[: len(PNG_START)] != PNG_START or encoded[24:29] != PLAIN_HEAD:
+                return None
+            encoded += opened.read()
+        width, height = (int.from_bytes(encoded[place : place + 4], "big") for place in (16, 20))
+        if width * height > max_pixels:
+            return None
+        for name, data in png_parts(encoded):
+            if name == b"eXIf" or (name in PNG_TEXTS and any(word in bytes(data) for word in PNG_TURNED)):
+                return None
+        pixels = imagecodecs.spng_decode(encoded)
+    except (OSError, RuntimeError, ValueError, MemoryError):
         return None
-    if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         return None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def read_labels(path: Path, table: Tensor) -> Tensor:
+def read_labels(path: Path, table: Tensor, max_pixels: int = MAX_PIXELS) -> Tensor:
     """A label map as uint8 (H, W) of internal labels.
 
     table   (256,) int16: internal label of each stored value, UNKNOWN_VALUE where the data set has no such value
     """
-    with open_image(path) as image:
-        if image.mode not in ("L", "P", "I", "I;16"):
-            raise ValueError(f"{path} is stored as {described(image.mode)}; a label map has one value per pixel")
-        stored = np.asarray(image)
+    try:
+        stored = label_values(*read_picture(path, max_pixels=max_pixels))
+    except NoLabelMap as error:
+        raise ValueError(f"{path} {error}") from None
     values = table.numpy()
     unknown = min(set(range(256)).difference(values.tolist()), default=0)  # no label, where there are unknown values
     lookup = np.where(values == UNKNOWN_VALUE, unknown, values).astype(np.uint8).tobytes()
@@ -177,31 +286,47 @@ def read_labels(path: Path, table: Tensor) -> Tensor:
     return torch.frombuffer(labels, dtype=torch.uint8).view(stored.shape)
 
 
+class NoLabelMap(ValueError):
+    """Why a picture is no label map, as the end of a sentence that begins with its name."""
+
+
+def label_values(image: Image.Image, content: bytes) -> np.ndarray:
+    """The stored values (H, W), integers, of a decoded label map: grey values, bits, or numbers into a palette.
+
+    Colours are taken where all channels agree, alpha where it hides nothing. Raises NoLabelMap for all else.
+    """
+    if image.format in BLURRING:
+        raise NoLabelMap(
+            f"is a {image.format} file, whatever its name says, and such files blur label values; take the original "
+            "PNG file"
+        )
+    if image.mode in ("L", "P", "I"):
+        return np.asarray(image)
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    deep = sixteen_bit_values(image, content)
+    if deep is not None and deep.ndim == 2:
+        return deep
+    if image.mode in ("LA", "RGB", "RGBA"):
+        channels = np.asarray(image) if deep is None else deep
+        alpha = channels[..., -1] if channels.shape[2] in (2, 4) else None
+        colours = channels[..., : 1 if channels.shape[2] == 2 else 3]
+        if (colours == colours[..., :1]).all():
+            if alpha is not None and (alpha != np.iinfo(alpha.dtype).max).any():
+                raise NoLabelMap(
+                    f"is stored as {described(image.mode)} with transparent pixels, of which nobody knows the label; "
+                    "store one value per pixel"
+                )
+            return colours[..., 0]
+    raise NoLabelMap(f"is stored as {described(image.mode)}; a label map has one value per pixel")
+
+
 def label_table(known: dict[int, int]) -> Tensor:
     """A table for read_labels from {stored value: internal label}."""
     table = torch.full((256,), UNKNOWN_VALUE, dtype=torch.int16)
     for stored, label in known.items():
         table[stored] = label
     return table
-
-
-def open_image(path: Path, decoded: bool = True) -> Image.Image:
-    """A picture, decoded or only its header read; a truncated or foreign file is a ValueError that names it."""
-    try:
-        image = Image.open(path)
-        if decoded:
-            image.load()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is gone; it was there when the data set was listed") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
-        raise ValueError(f"{path} cannot be read as an image: {error}; fetch or write it again") from error
-    return image
-
-
-def described(mode: str) -> str:
-    """A Pillow mode in words."""
-    kind = {"L": "a greyscale", "LA": "a greyscale", "P": "a palette", "1": "a black-and-white"}.get(mode, "an")
-    return f"{kind} image (mode {mode})"
 
 
 def ranges(values: list[int]) -> str:

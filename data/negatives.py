@@ -72,10 +72,12 @@ def photographs_of_negatives(
     masks: str | None = None,
     leave_out: Collection[int] = (),
     cache: str | Path | None = None,
+    max_pixels: int | None = None,
 ) -> Dataset:
     """ADE20K, or any folder of images with or without label maps.
 
-    cache   a folder for decoded copies of the files (see data/cache.py)
+    cache       a folder for decoded copies of the files (see data/cache.py)
+    max_pixels  of the largest of the images that is taken; see ImageFolder
 
     Raises ValueError for masks without images, and for ids to leave out where no label map has any.
     """
@@ -86,7 +88,7 @@ def photographs_of_negatives(
             f"--neg_leave_out {' '.join(map(str, leave_out))}: there are no label maps to find these ids in; give them "
             f"with --neg_masks, or leave nothing out of {images}"
         )
-    return ImageFolder(images, masks=masks, cache=cache) if images else ADE20K(ade20k, cache=cache)
+    return ImageFolder(images, None, masks, cache, max_pixels) if images else ADE20K(ade20k, cache=cache)
 
 
 def random_rectangle(size: int) -> Tensor:

@@ -5,10 +5,11 @@ Labels are 0 for an inlier of whatever class, OUTLIER and IGNORE.
 
 from pathlib import Path
 
-from data.files import LabelledImages, label_table
+from data.files import LabelledImages, PairProblem, UnpairedFiles, by_key, label_table, no_file_problems
+from data.listing import files_below, say_left_out
 from labels import IGNORE, OUTLIER
 
-IMAGE_ENDINGS = (".jpg", ".png", ".webp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 LABEL_ENDING = "_labels_semantic.png"
 
 
@@ -37,18 +38,27 @@ class ObstacleTrack(AnomalyTrack):
 def _pairs(images: Path, label_maps: Path, track: str) -> list[tuple[Path, Path]]:
     """Sorted pairs (image, label map); not by pair_files, since an image may have any of several endings."""
     hint = f"--dataroot is SegmentMeIfYouCan's dataset_{track}, which holds images/ and labels_masks/"
-    for folder in (images, label_maps):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}; {hint}")
-    pairs = []
-    for label_map in sorted(label_maps.glob("*" + LABEL_ENDING)):
-        name = label_map.name.removesuffix(LABEL_ENDING)
-        found = [path for ending in IMAGE_ENDINGS if (path := images / (name + ending)).exists()]
-        if len(found) != 1:
-            raise FileNotFoundError(
-                f"{label_map} has {len(found)} images {name}.jpg, .png or .webp under {images}; one each is needed"
-            )
-        pairs.append((found[0], label_map))
-    if not pairs:
-        raise FileNotFoundError(f"no *{LABEL_ENDING} under {label_maps}; {hint}")
+    problems = [
+        PairProblem("no folder", folder, f"no folder {folder}; {hint}")
+        for folder in (images, label_maps)
+        if not folder.is_dir()
+    ]
+    if problems:
+        raise UnpairedFiles(problems, [])
+    image_files, label_files = files_below(images, IMAGE_ENDINGS), files_below(label_maps, (LABEL_ENDING,))
+    for root, listing in ((images, image_files), (label_maps, label_files)):
+        say_left_out(root, listing.left_out())
+        problems += no_file_problems(listing)
+    found, pairs = by_key(images, image_files.files, IMAGE_ENDINGS), []
+    for name, label_map_files in by_key(label_maps, label_files.files, (LABEL_ENDING,)).items():
+        same, label_map = found.get(name, []), label_map_files[0]
+        if len(same) == 1:
+            pairs.append((same[0], label_map))
+        else:
+            told = f"{label_map} has {len(same)} images {name}.jpg, .png or .webp under {images}; one each is needed"
+            problems.append(PairProblem("label alone", label_map, told))
+    if not label_files.files:
+        problems.append(PairProblem("no label", label_maps, f"no *{LABEL_ENDING} under {label_maps}; {hint}"))
+    if problems:
+        raise UnpairedFiles(problems, pairs)
     return pairs

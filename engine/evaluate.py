@@ -19,6 +19,7 @@ from engine.pictures import Picture
 from engine.precision import FLOAT32, Precision
 from engine.processes import from_process_0, merged, progress_bar, rank, world_size
 from engine.run import Run
+from engine.windows import check_sides
 from metrics import BoundedAnomalyMetrics, ConfusionMatrix
 
 
@@ -48,7 +49,7 @@ def evaluated_frames(
 
     precision  of the forward pass; what comes out is float32
     raises     MemoryError where a GPU's memory does not suffice for a frame; what a file of the data set raises,
-               after the frames before it
+               after the frames before it; ValueError for a frame smaller than the network takes
     """
     model.eval().to(memory_format=precision.memory_format)
     share = range(rank(), len(dataset), world_size())
@@ -75,6 +76,7 @@ class Forward:
     @torch.inference_mode()
     def __call__(self, sample: tuple[int, str, list[Tensor]]) -> Frame:
         number, name, tensors = sample
+        check_sides(self.model, name, *tensors[0].shape[-2:])
         try:
             if self.device.type != "cuda":
                 return Frame(number, name, *self.forward(tensors))

@@ -104,6 +104,15 @@ def add_fixed_flags(parser: argparse.ArgumentParser, num_classes: int, dataset: 
     parser.add_argument("--dataset", choices=[dataset], help="accepted where it is the script's own")
 
 
+def add_size_flag(parser: argparse.ArgumentParser, of: str) -> None:
+    """The flag that raises the limit of a picture's size, for folders of any photographs."""
+    parser.add_argument(
+        "--max_pixels",
+        type=int,
+        help=f"pictures of {of} that have more pixels are left out (default: the limit in data/decoding.py)",
+    )
+
+
 def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """Flags that say where negatives come from; returns the group of those of which one is needed."""
     group = parser.add_mutually_exclusive_group(required=True)
@@ -117,6 +126,7 @@ def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExc
     parser.add_argument(
         "--neg_leave_out", nargs="+", type=int, default=[], metavar="ID", help="label ids of which nothing is pasted"
     )
+    add_size_flag(parser, "--neg_images")
     return group
 
 

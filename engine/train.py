@@ -28,6 +28,7 @@ from engine.readings import Readings
 from engine.recipe import Recipe
 from engine.run import Run, check_same_recipe, flat_recipe, peak_memory
 from engine.step import Step, Update, smallest_part
+from engine.windows import check_sides
 
 SMALLEST_SCALE = 1.0  # of a float16 loss; it begins at 65536 and is halved where gradients overflow
 
@@ -63,12 +64,13 @@ def fit(
     Of several processes (torchrun) each takes its share of every batch and of the validation; process 0 writes. What
     the steps draw is a function of the seed, the epoch and the process. A run may go on with another number of them.
 
-    Raises ValueError for fewer samples than a batch, FloatingPointError for a loss that is not finite, MemoryError
-    where a GPU's memory does not suffice.
+    Raises ValueError for fewer samples than a batch and crops smaller than the network takes, FloatingPointError for a
+    loss that is not finite, MemoryError where a GPU's memory does not suffice.
     """
     if len(dataset) < recipe.batch_size:
         raise ValueError(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
     smallest_part(len(dataset), recipe)
+    check_sides(state["model"], "crop_size", recipe.crop_size, recipe.crop_size)
     if run.compile and recipe.checkpointing:
         raise ValueError(
             "--compile and --checkpointing true do not go together: the parts that are computed again would not be "

@@ -24,8 +24,10 @@ class SlidingWindows(nn.Module):
             raise ValueError(f"windows of {window} pixels every {stride} pixels: the stride must be in 1..{window}")
         if at_a_time < 1:
             raise ValueError(f"{at_a_time} windows at a time: there must be at least 1")
+        check_sides(model, f"windows of {window} pixels", window, window)
         self.model, self.window, self.stride = model, window, stride
         self.at_a_time, self.enlarge = at_a_time, enlarge
+        self.smallest_side = 1 if enlarge else smallest_side(model)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         size = images.shape[2:]
@@ -65,6 +67,21 @@ class SlidingWindows(nn.Module):
                 counts[place] += 1
         means = tuple(total / counts for total in sums)
         return means if isinstance(output, tuple) else means[0]
+
+
+def smallest_side(model: nn.Module) -> int:
+    """The shortest side of an image that a model takes: networks say it as `smallest_side`, others take any."""
+    return next((part.smallest_side for part in model.modules() if hasattr(part, "smallest_side")), 1)
+
+
+def check_sides(model: nn.Module, what: str, height: int, width: int) -> None:
+    """Raise ValueError where an image is smaller than the model takes; `what` names it."""
+    least = smallest_side(model)
+    if min(height, width) < least:
+        raise ValueError(
+            f"{what}: {width}x{height} pixels are too few for this network, which needs at least {least}x{least}; "
+            "take larger images, or enlarge them"
+        )
 
 
 def resized(maps: Tensor, size: tuple[int, int] | list[int]) -> Tensor:

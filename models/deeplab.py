@@ -53,6 +53,8 @@ class DeepLabV3Plus(WideResNet38):
     released keys give it no prefix; only its pair of fine and coarse features and their widths are used here.
     """
 
+    smallest_side = 1  # all that is strided rounds up
+
     def __init__(
         self, num_classes: int, hybrid: bool, width: int = 256, fine_width: int = 48, checkpointing: bool = False
     ):

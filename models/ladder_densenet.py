@@ -144,6 +144,8 @@ class LadderDenseNet(nn.Module):
     Channel 0 of the dataset logits is inlier, channel 1 outlier.
     """
 
+    smallest_side = 3  # halved, rounding up, and halved, rounding down, one pixel is left of it; later pools round up
+
     def __init__(self, num_classes: int, hybrid: bool, checkpointing: bool = False):
         super().__init__()
         self.backbone = Backbone(checkpointing)

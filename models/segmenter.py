@@ -43,6 +43,8 @@ class Segmenter(nn.Module):
     ImageNet's mean colour, right and below, to whole patches.
     """
 
+    smallest_side = 1  # padded to a patch
+
     def __init__(self, encoder: VisionTransformer, num_classes: int, hybrid: bool, dataset_head: str, **decoder_sizes):
         super().__init__()
         if dataset_head not in SEGMENTER_DATASET_HEADS:

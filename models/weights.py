@@ -100,7 +100,11 @@ def load_network(build: Callable[[], nn.Module], path: str | Path) -> nn.Module:
 
 
 class NoInitialWeights(TorchFunctionMode):
-    """Tensors that would be filled with random numbers in place stay as they are: a large network saves seconds."""
+    """Tensors that would be filled with random numbers in place become zeros: a large network saves seconds.
+
+    Zeros, because trunc_normal_ draws again until all numbers lie within its bounds, for ever where memory is left as
+    it was found.
+    """
 
     fillers = (
         Tensor.uniform_,
@@ -113,7 +117,8 @@ class NoInitialWeights(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in self.fillers:
-            return args[0] if args else kwargs["tensor"]
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).zero_()
         return function(*args, **(kwargs or {}))
 
 

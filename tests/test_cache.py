@@ -65,15 +65,15 @@ def frame(tmp_path):
 def decodes(monkeypatch):
     """The names of the files that are decoded from here on"""
     read = []
-    for original in (data.files.read_image, data.files.read_labels):
+    for original in (data.files.read_image, data.files.read_photograph, data.files.read_labels):
 
         @wraps(original)
-        def told(path, how, original=original):
+        def told(path, how, *more, original=original):
             read.append(path.name)
-            return original(path, how)
+            return original(path, how, *more)
 
         for module in (data.files, data.images):
-            monkeypatch.setattr(module, original.__name__, told)
+            monkeypatch.setattr(module, original.__name__, told, raising=False)
     return read
 
 
@@ -386,7 +386,7 @@ def test_photographs_of_negatives_are_kept_with_and_without_label_maps(tmp_path,
         assert_same(with_masks[0], ImageFolder(tmp_path / "pictures", masks=tmp_path / "masks")[0])
     without = photographs_of_negatives(**given)
     assert without[0][1].unique().tolist() == [0]
-    assert read == ["a.png", "a.png"] + ["a.png", "a.png"] * 2
+    assert read == ["a.png", "a.png"] + ["a.png", "a.png"] * 2 + ["a.png"]  # without label maps it may be turned
 
 
 def test_street_scenes_with_negatives_are_the_same_from_copies(street_hazards, ade20k, tmp_path):

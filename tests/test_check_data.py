@@ -176,18 +176,14 @@ def test_coco_photographs_are_chosen_as_the_data_set_does(tmp_path):
 def test_pairs_and_modes_that_are_taken_are_the_data_sets_own(tmp_path):
     lost = make("lf", tmp_path / "lf")
     assert check_data.lost_and_found_pairs(lost) == LostAndFound(lost).pairs
-    assert check_data.track_pairs(make("anomaly-track", tmp_path / "track"), check_data.AnomalyTrack)
-    for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"):
+    for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "F"):
         root = tmp_path / mode.replace(";", "")
-        root.mkdir()
+        write(root / "whole.png", picture())
         picture_of_mode = Image.new(mode, (8, 8))
-        picture_of_mode.save(root / ("a.tif" if mode == "CMYK" else "a.png"))
-        try:
-            ImageFolder(root)[0]
-            taken = True
-        except ValueError:
-            taken = False
-        assert checked("images", root)["usable"] == taken, mode
+        picture_of_mode.save(root / ("a.tif" if mode in ("CMYK", "F") else "a.png"))
+        results = checked("images", root)
+        assert results["usable"] and len(ImageFolder(root)) == 2 - len(results["warnings"]), mode
+        assert bool(results["warnings"]) == (mode == "F")
 
 
 def test_several_processes_find_the_same(tmp_path):
@@ -304,9 +300,9 @@ def test_images_with_another_ending_are_told(tmp_path):
     shutil.rmtree(root / "annotations/training")
     (root / "annotations/training").mkdir()
     for path in list((root / "images/training").iterdir()):
-        path.rename(path.with_suffix(".JPEG"))
+        path.rename(path.with_suffix(".WebP"))
     (told,) = errors("ade20k", root)
-    assert told.startswith("no *.jpg under ") and told.endswith("files that are there: 2 .JPEG")
+    assert told.startswith("no *.jpg under ") and told.endswith("files that are there: 2 .WebP")
 
 
 def test_every_file_alone_is_listed(tmp_path):
@@ -358,10 +354,11 @@ def test_what_file_managers_leave_behind_is_recognised(tmp_path):
     (root / "._0000_a_rgb.jpg").write_bytes(b"x")
     (root / "._0000_a_labels.png").write_bytes(b"x")
     (root / "._0001_a_labels.png").write_bytes(b"x")
-    (group,) = checked("static", root)["errors"]
-    assert f"macOS adds, are taken for images; remove them: find '{root}' -name '._*' -delete" in group["kind"]
-    assert sorted(group["examples"]) == ["._0000_a_rgb.jpg", "._0001_a_labels.png"]
-    assert "macOS" in errors("images", root)[0]
+    results = checked("static", root)
+    assert results["usable"] and results["splits"]["all"]["images"] == 2
+    (group,) = [group for group in results["notes"] if group["kind"].startswith("hidden, or a system's")]
+    assert group["examples"] == ["._0000_a_labels.png", "._0000_a_rgb.jpg", "._0001_a_labels.png"]
+    assert checked("images", root)["usable"]
 
 
 def test_labels_txt_of_another_data_set_is_told(tmp_path):
@@ -404,13 +401,17 @@ def test_label_maps_in_colour_are_recognised(name, quick, tmp_path):
     )
 
 
-def test_a_label_map_with_three_equal_channels_can_be_mended(tmp_path):
-    _, path = one_label_map("static", make("static", tmp_path))
-    write(path, np.repeat(labels(0, 1)[..., None], 3, axis=-1))
-    (told,) = errors("static", tmp_path)
-    assert "three equal channels; keep one of them: Image.open(path).getchannel(0).save(path)" in told
-    Image.open(path).getchannel(0).save(path)
-    assert checked("static", tmp_path)["usable"]
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_label_map_with_three_equal_channels_is_read_and_noted(quick, tmp_path):
+    root = make("static", tmp_path)
+    plain = checked("static", root)["splits"]["all"]["stored_values"]
+    _, path = one_label_map("static", root)
+    write(path, np.repeat(labels(0, 1, 255)[..., None], 3, axis=-1))
+    results = checked("static", root, quick=quick)
+    assert results["usable"] and "read by value since all channels agree" in results["notes"][0]["kind"]
+    assert quick or results["splits"]["all"]["stored_values"] == plain
+    write(path, np.repeat(labels(0, 1, 7)[..., None], 3, axis=-1))
+    assert not checked("static", root, quick=quick)["usable"]
 
 
 def test_a_jpeg_is_no_label_map_by_whatever_name(tmp_path):

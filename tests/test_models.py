@@ -246,6 +246,27 @@ def test_a_network_from_a_file_is_the_one_that_was_written_and_draws_nothing(bui
     assert_same_state(model, written.state_dict())
 
 
+def test_a_network_is_built_whatever_was_in_its_memory_before(tmp_path, monkeypatch):
+    """trunc_normal_ draws until all lies within its bounds, which what is found in memory need not"""
+    draws = iter(range(9))
+
+    def found_in_memory(tensor):
+        next(draws)
+        return torch.full_like(tensor, 1e9)
+
+    monkeypatch.setattr(torch, "empty_like", found_in_memory)
+
+    class Found(nn.Linear):
+        def reset_parameters(self):
+            with torch.no_grad():
+                self.weight.fill_(1e9)
+                nn.init.trunc_normal_(self.weight, std=0.02)
+
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "weights.pth")
+    model = load_network(lambda: Found(3, 2), tmp_path / "weights.pth")
+    assert model.weight.equal(torch.load(tmp_path / "weights.pth", weights_only=True)["weight"])
+
+
 def test_a_missing_file_is_named(tmp_path):
     for path in (tmp_path / "nowhere.pth", tmp_path):
         with pytest.raises(FileNotFoundError, match=re.escape(f"no weight file {path}; the README lists")):

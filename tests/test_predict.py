@@ -1,6 +1,7 @@
 """predict.py: every file against the model's own outputs, and what happens to odd inputs and interrupted runs."""
 
 import json
+import os
 import shutil
 import sys
 import weakref
@@ -12,6 +13,7 @@ import torch
 from conftest import save_random_weights
 from PIL import Image
 from test_coco import photograph, write_names
+from test_pictures import claiming
 from torch.nn import functional as F
 
 import evaluate_ood
@@ -19,6 +21,7 @@ import evaluate_osr_coco
 import evaluate_osr_sh
 import predict
 from data import COCO20, Cityscapes, StreetHazards
+from data.files import read_photograph
 from engine import SlidingWindows, run_script
 from engine.pictures import HEAT, UNKNOWN_COLOUR, heat_range, heat_sample, score_png
 from models import ladder_densenet121
@@ -425,7 +428,7 @@ def test_every_kind_of_picture_becomes_colours(mode, tmp_path):
     with Image.open(path) as image:
         assert image.mode == mode
         expected = np.array(image.convert("RGB"))
-    found = predict.read_photograph(path).permute(1, 2, 0).numpy()
+    found = read_photograph(path, True).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(found, expected)
     if mode != "CMYK":
         original = np.random.default_rng(0).integers(0, 256, (36, 44, 3), dtype=np.uint8)
@@ -436,10 +439,10 @@ def test_every_kind_of_picture_becomes_colours(mode, tmp_path):
 
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
     Image.fromarray(np.array([[0, 255, 256, 40000, 65535]], np.uint16)).save(tmp_path / "a.png")
-    assert predict.read_photograph(tmp_path / "a.png")[0].tolist() == [[0, 0, 1, 156, 255]]
+    assert read_photograph(tmp_path / "a.png", True)[0].tolist() == [[0, 0, 1, 156, 255]]
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match="32-bit"):
-        predict.read_photograph(tmp_path / "a.tif")
+        read_photograph(tmp_path / "a.tif", True)
 
 
 def test_a_photograph_is_turned_as_its_camera_was(in_tmp, random_weights):
@@ -454,7 +457,7 @@ def test_a_photograph_is_turned_as_its_camera_was(in_tmp, random_weights):
         exif[0x0112] = tag
         Path("in").mkdir(exist_ok=True)
         Image.fromarray(np.ascontiguousarray(stored)).save(f"in/{name}.png", exif=exif)
-        found = predict.read_photograph(Path(f"in/{name}.png")).permute(1, 2, 0).numpy()
+        found = read_photograph(Path(f"in/{name}.png"), True).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(found, upright)
     lines = run(random_weights["hybrid"])
     assert (lines["turned.png"]["width"], lines["turned.png"]["height"]) == (30, 20)
@@ -478,6 +481,95 @@ def test_results_of_tiny_pictures_have_their_size(in_tmp, random_weights):
 def test_segmenter_takes_a_line_of_pixels_without_enlarging_it_endlessly(segmenter_weights):
     draw("in/line.png", 1, 60)
     assert run(segmenter_weights, network="segmenter")["line.png"]["status"] == "done"
+
+
+def test_whatever_cannot_be_read_costs_only_its_own_line_and_says_what_it_is(in_tmp, random_weights, capfd):
+    draw("in/a.png")
+    os.mkfifo("in/pipe.jpg")
+    Path("in/gone.png").symlink_to("nowhere")
+    Path("in/device.png").symlink_to("/dev/zero")
+    Path("in/phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    claiming(Path("in/huge.png"), 60000, 60000)
+    with pytest.raises(SystemExit, match="5 inputs failed"):
+        run(random_weights["hybrid"])
+    reasons = {name: line.get("reason", "") for name, line in report().items()}
+    assert reasons.pop("a.png") == "" and Path("out/closed/a.png.png").exists()
+    for name, told in {
+        "pipe.jpg": "is a named pipe, and no image file",
+        "gone.png": "is a link to nowhere, where no file is",
+        "device.png": "is a device, and no image file",
+        "phone.heic": "is a HEIC file, which is not read here; save it as JPEG",
+        "huge.png": "claims 60000x60000 pixels, more than the 250,000,000 that are read",
+    }.items():
+        assert reasons[name].startswith(told), name
+    assert "Warning" not in capfd.readouterr().err
+
+
+def test_a_pipe_is_no_input(in_tmp, random_weights):
+    os.mkfifo("pipe.jpg")
+    with pytest.raises(ValueError, match=r"--input pipe\.jpg is a named pipe; give an image"):
+        run(random_weights["hybrid"], source="pipe.jpg")
+
+
+def test_the_limit_of_size_is_raised_by_its_flag_in_the_same_folder(in_tmp, random_weights):
+    draw("in/a.png", 36, 44)
+    with pytest.raises(SystemExit, match=r"claims 44x36 pixels, more than the 1,583 that are read; .*--max_pixels"):
+        run(random_weights["hybrid"], "--max_pixels", "1583")
+    assert run(random_weights["hybrid"], "--max_pixels", "1584")["a.png"]["status"] == "done"
+
+
+def test_results_behind_a_link_are_no_inputs(in_tmp, random_weights):
+    draw("in/a.png")
+    Path("in/done").symlink_to(in_tmp / "out")
+    for _ in range(2):
+        assert run(random_weights["hybrid"]).keys() == {"a.png"}
+
+
+# What a picture takes: by hand, for a network of 12 classes that sees 1000x2000 pixels.
+
+
+def gigabytes(network, seen, at_once, whole):
+    return (predict.NETWORK_BYTES[network] * at_once + (8 * 14 + 40) * seen + predict.RESULT_BYTES * whole) / 1e9
+
+
+def test_a_picture_that_would_not_fit_into_memory_is_told_what_it_takes(monkeypatch):
+    whole = gigabytes("ldn121", 2e6, 2e6, 2e6)
+    monkeypatch.setattr(predict, "free_memory", lambda: int(whole * 1e9) - 1)
+    tiled, small = gigabytes("ldn121", 2e6, 1000 * 1024, 2e6), gigabytes("ldn121", 2e6, 2e6, 2e6)
+    with pytest.raises(ValueError) as error:
+        predict.check_memory(1000, 2000, "ldn121", 12, None, None)
+    assert str(error.value) == (
+        f"its 2000x1000 pixels take about {whole:.1f} GB of memory and {whole:.1f} GB are free; "
+        f"try --max_side 2048 (about {small:.1f} GB) or --tile 1024 (about {tiled:.1f} GB)"
+    )
+    predict.check_memory(1000, 2000, "ldn121", 12, None, 1024)
+    predict.check_memory(1000, 2000, "ldn121", 12, 1500, None)
+    monkeypatch.setattr(predict, "free_memory", lambda: int(whole * 1e9) + 1)
+    predict.check_memory(1000, 2000, "ldn121", 12, None, None)
+    monkeypatch.setattr(predict, "free_memory", lambda: None)
+    predict.check_memory(10**6, 10**6, "ldn121", 12, None, None)
+
+
+def test_a_strip_that_segmenter_would_enlarge_beyond_memory_is_told(monkeypatch):
+    monkeypatch.setattr(predict, "free_memory", lambda: 4 * 10**9)
+    predict.check_memory(400, 400, "segmenter", 20, None, None)
+    with pytest.raises(ValueError, match=r"its 100000x2 pixels take about \d+\.\d GB .* try --max_side 2048"):
+        predict.check_memory(2, 100000, "segmenter", 20, None, None)
+
+
+def test_a_picture_for_which_memory_does_not_suffice_leaves_the_others_be(photographs, random_weights, monkeypatch):
+    draw("in/a.png", 36, 4000)
+    monkeypatch.setattr(predict, "free_memory", lambda: 30_000_000)
+    with pytest.raises(SystemExit, match=r"1 inputs failed(.|\n)*4000x36 pixels take about .* --tile 1024"):
+        run(random_weights["hybrid"])
+    assert [line["status"] for line in report().values()].count("done") == 2
+
+
+def test_free_memory_is_no_more_than_the_machine_has():
+    free = predict.free_memory()
+    if free is None:
+        pytest.skip("what is free is told by Linux")
+    assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_pictures_of_one_stem_stay_apart_and_results_are_no_inputs(in_tmp, random_weights, passes, monkeypatch):
