@@ -87,7 +87,13 @@ def main(argv=None):
 
     state = {"model": model, "optimizer": optimizer}
     return fit(
-        Step(loss, paste, count_pixels), state, WithNegatives(train_set, negatives), recipe, run, validate, best="AP"
+        Step(loss, paste, count_pixels, fixed=True),
+        state,
+        WithNegatives(train_set, negatives),
+        recipe,
+        run,
+        validate,
+        best="AP",
     )
 
 

@@ -114,7 +114,7 @@ def main(argv=None):
         return figures | closed_set_figures(model, val_set, Cityscapes.num_classes, run)
 
     state = {"model": model, "optimizer": optimizer} | flow_state
-    steps = {"optimizer": Step(loss, paste_drawn, count_pixels), "flow_optimizer": Step(flow_loss)}
+    steps = {"optimizer": Step(loss, paste_drawn, count_pixels, fixed=True), "flow_optimizer": Step(flow_loss)}
     best = "mIoU" if args.flow_state == "none" else "AP"  # on the noise of an untrained flow an AP says nothing
     return fit(steps, state, train_set, recipe, run, validate, best=best, draw=draw)
 

@@ -66,7 +66,7 @@ def main(argv=None):
         return closed_set_figures(model, val_set, StreetHazards.num_classes, run)
 
     state = {"model": model, "optimizer": optimizer}
-    return fit(Step(loss, counts=count_pixels), state, train_set, recipe, run, validate, best="mIoU")
+    return fit(Step(loss, counts=count_pixels, fixed=True), state, train_set, recipe, run, validate, best="mIoU")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def main(argv=None):
 
     state = {"model": model, "optimizer": optimizer}
     pasted_train_set = WithNegatives(train_set, negatives, recipe.negatives_per_image)
-    return fit(Step(loss, paste, count_pixels), state, pasted_train_set, recipe, run, validate, best="AP")
+    return fit(Step(loss, paste, count_pixels, fixed=True), state, pasted_train_set, recipe, run, validate, best="AP")
 
 
 if __name__ == "__main__":

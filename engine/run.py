@@ -47,6 +47,7 @@ class Run:
     workers: int = 0
     resume: bool = False
     compile: bool = False
+    graphs: bool = True  # on a GPU
     validate_every: int = 1  # epochs
 
 
@@ -63,6 +64,9 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the network; needs a C++ compiler, and minutes to start"
+    )
+    parser.add_argument(
+        "--no_graphs", action="store_true", help="launch a GPU's kernels one by one, where training steps are replayed"
     )
     parser.add_argument(
         "--validate_every",
@@ -190,6 +194,7 @@ def start_run(
         workers=args.workers,
         resume=args.resume,
         compile=args.compile,
+        graphs=not args.no_graphs,
         validate_every=args.validate_every,
     )
     if recipe.sync_batchnorm and device.type != "cuda":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.graphs import Replay
 from engine.precision import Precision
 from engine.processes import summed, world_size
 from engine.recipe import Recipe
@@ -24,11 +25,14 @@ class Step(NamedTuple):
               here. None: the inputs are the tensors
     counts    (*inputs) -> divisors of the terms by name, such as pixels, which are added up over all parts and
               processes before any loss is taken. None: the loss gets none, and its terms are means over images
+    fixed     whether the loss computes the same operations whatever its inputs hold, and draws nothing on the host,
+              such as the size of a patch: then a GPU may replay them, see engine.graphs
     """
 
     loss: Callable[..., dict[str, Tensor]]
     prepare: Callable[..., tuple[Tensor, ...]] | None = None
     counts: Callable[..., dict[str, Any]] | None = None
+    fixed: bool = False
 
 
 class Trained(nn.Module):
@@ -48,6 +52,7 @@ class Update:
     model     what the step is given as the model
     networks  all networks of the run; those with a weight in the optimizer are trained by it
     scaler    scales the loss of float16 up, so that small gradients do not vanish; it does nothing otherwise
+    graphs    whether a GPU may replay a step that is fixed
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Update:
         recipe: Recipe,
         device: torch.device,
         precision: Precision,
+        graphs: bool = False,
     ):
         self.step, self.model, self.optimizer = step, model, optimizer
         self.device, self.precision, self.parts = device, precision, recipe.accumulation
@@ -70,13 +76,18 @@ class Update:
             # Of weights (1, C, 1, 1) all layouts are one; it warns of them.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.loss = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+        replays = graphs and step.fixed and device.type == "cuda" and world_size() == 1
+        self.replay = Replay(self.compute, optimizer) if replays else None
 
     def gradients(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         """Forward and backward of a batch, this process's share of it; the terms of the whole batch, on the device."""
         with self.precision.autocast(self.device):
             inputs = self.step.prepare(*tensors) if self.step.prepare else tensors
+        counts = self.step.counts(*inputs) if self.step.counts else {"images": len(inputs[0])}
+        return (self.replay or self.compute)(list(inputs), summed(counts, self.device))
+
+    def compute(self, inputs: list[Tensor], counts: dict[str, Any]) -> dict[str, Tensor]:
         images = len(inputs[0])
-        counts = summed(self.step.counts(*inputs) if self.step.counts else {"images": images}, self.device)
         parts = list(zip(*(tensor.tensor_split(self.parts_of(images)) for tensor in inputs), strict=True))
         self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
@@ -93,6 +104,12 @@ class Update:
                 self.scaler.scale(world_size() * sum(terms.values())).backward()
             total = {name: total.get(name, 0) + term.detach() for name, term in terms.items()}
         return summed(total, self.device)
+
+    def forget(self) -> None:
+        """Let go of what is kept from step to step: gradients, and on a GPU the recorded pass."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.replay:
+            self.replay.forget()
 
     def parts_of(self, images: int) -> int:
         """In how many parts this process's images are taken: as many as in the others, as SyncBatchNorm needs it."""

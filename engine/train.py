@@ -97,6 +97,7 @@ def fit(
             recipe,
             run.device,
             run.precision,
+            run.graphs and not run.compile,
         )
         for name, step in steps.items()
     }
@@ -121,6 +122,8 @@ def fit(
             clock.training_ends(images=min((progress["step"] - before) * recipe.batch_size, len(dataset)))
             figures = None
             if (epoch + 1) % run.validate_every == 0 or epoch + 1 == recipe.epochs:
+                for update in updates.values():
+                    update.forget()  # a validation needs the memory
                 if recipe.statistics_batches:
                     estimate_statistics(model, loader, recipe.statistics_batches, run.device, run.precision)
                 model.eval()

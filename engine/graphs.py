@@ -1,0 +1,91 @@
+"""Training steps as CUDA graphs: the thousands of kernels of a forward and backward pass, launched all at once."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+WARM_UP = 3  # passes before one is recorded: in the first ones libraries choose their kernels, and Triton compiles
+
+Counts = dict[str, Any]
+Compute = Callable[[list[Tensor], Counts], dict[str, Tensor]]
+
+
+class Replay:
+    """compute(inputs, counts), which leaves gradients in the optimizer's weights and returns loss terms, on a GPU.
+
+    Launched kernel by kernel, many networks wait for Python. The WARM_UP + 1st time that inputs of one shape come, the
+    pass is recorded, and from then on replayed for them; inputs of another shape, such as an epoch's last ones, are
+    computed as they are. Gradients and terms of a replayed pass lie in memory that the next one writes to. Where a pass
+    cannot be recorded, because something in it waits for the GPU, all passes are computed as they are, after a note.
+    """
+
+    def __init__(self, compute: Compute, optimizer: torch.optim.Optimizer):
+        self.compute, self.optimizer = compute, optimizer
+        self.possible = True
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the recording and its memory, as a validation needs it; the next passes record anew."""
+        self.seen: Counter = Counter()
+        self.key: tuple | None = None  # of what is recorded
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs, self.counts, self.terms, self.gradients = [], {}, {}, []
+
+    def __call__(self, inputs: list[Tensor], counts: Counts) -> dict[str, Tensor]:
+        if not self.possible or not all(tensor.is_cuda for tensor in inputs):
+            return self.compute(inputs, counts)
+        key = (*(description(tensor) for tensor in inputs), *map(description, counts.values()))
+        self.seen[key] += 1
+        if self.graph is None and self.seen[key] > WARM_UP:
+            self.record(key, inputs, counts)
+        if self.graph is None or key != self.key:
+            return self.compute(inputs, counts)
+        for recorded, new in zip(self.tensors(self.inputs, self.counts), self.tensors(inputs, counts), strict=True):
+            recorded.copy_(new)
+        self.graph.replay()
+        for weight, gradient in self.gradients:
+            weight.grad = gradient  # a pass that was not replayed has put another one there
+        return self.terms
+
+    def tensors(self, inputs: list[Tensor], counts: Counts) -> list[Tensor]:
+        return [*inputs, *(count for count in counts.values() if isinstance(count, Tensor))]
+
+    def record(self, key: tuple, inputs: list[Tensor], counts: Counts) -> None:
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.counts = {name: count.clone() if isinstance(count, Tensor) else count for name, count in counts.items()}
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: the thread that pins batches goes on using the GPU.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.terms = self.compute(self.inputs, self.counts)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.give_up(error, inputs[0].device)
+            return
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        self.gradients = [(weight, weight.grad) for weight in weights if weight.grad is not None]
+        self.graph, self.key = graph, key
+
+    def give_up(self, error: RuntimeError, device: torch.device) -> None:
+        """Raises ValueError where the failure has left the GPU's random numbers unusable, as it may."""
+        reason = str(error).splitlines()[0]
+        self.forget()
+        self.possible = False
+        try:
+            torch.rand(1, device=device)
+        except RuntimeError:
+            raise ValueError(
+                f"a training step cannot be recorded as a CUDA graph ({reason}); add --no_graphs"
+            ) from error
+        tqdm.write(f"note: training steps are launched kernel by kernel, for they cannot be recorded ({reason})")
+
+
+def description(value: Tensor | int) -> tuple:
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.stride()
+    return (value,)
