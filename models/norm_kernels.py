@@ -14,6 +14,10 @@ from torch import Tensor
 PROGRAMS = 512  # of a kernel that sums over rows: a large GPU runs about as many at once
 COLUMNS = 64  # most channels of a tile: 128 bytes of a row in bfloat16
 TILE, SMALL_TILE = 4096, 2048  # numbers of a tile, in kernels that read one tensor and in those that read several
+FEW_PARTS, MANY_PARTS = (
+    {"PARTS": 32, "COLUMNS": 64},
+    {"PARTS": 256, "COLUMNS": 8},
+)  # tiles of sums over parts
 
 
 def tile(width: int, numbers: int) -> dict[str, int]:
@@ -31,8 +35,8 @@ def parted(rows: int, width: int, shape: dict[str, int]) -> tuple[int, int]:
 
 def finishing(parts: int, width: int) -> tuple[tuple[int], dict[str, int]]:
     """(grid, tile) of a kernel that sums over parts"""
-    columns = 8
-    return (triton.cdiv(width, columns),), {"PARTS": 32 if parts <= 32 else 256, "COLUMNS": columns}
+    shape = FEW_PARTS if parts <= FEW_PARTS["PARTS"] else MANY_PARTS
+    return (triton.cdiv(width, shape["COLUMNS"]),), shape
 
 
 @triton.jit

@@ -263,9 +263,7 @@ class DenseBlock(torch.autograd.Function):
             else:
                 inner_moments = kept[number]
                 with torch.autocast(images.device.type, enabled=False):
-                    first, inner, second = DenseBlock.inside(
-                        kernels, images, inputs, inner_moments, parts, convs, None
-                    )
+                    first, inner, second = DenseBlock.inside(kernels, images, inputs, inner_moments, parts, convs, None)
             new = kernels.settled(so_far[:, grown], block[:, grown], moments[:, grown], owed[:, grown])
             asked = wanted[place : place + WEIGHTS_OF_LAYER]
             of_second, of_conv2 = convolution_gradients(new, second, convs[1], images, asked[5])
