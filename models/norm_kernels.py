@@ -14,10 +14,9 @@ from torch import Tensor
 PROGRAMS = 512  # of a kernel that sums over rows: a large GPU runs about as many at once
 COLUMNS = 64  # most channels of a tile: 128 bytes of a row in bfloat16
 TILE, SMALL_TILE = 4096, 2048  # numbers of a tile, in kernels that read one tensor and in those that read several
-FEW_PARTS, MANY_PARTS = (
-    {"PARTS": 32, "COLUMNS": 64},
-    {"PARTS": 256, "COLUMNS": 8},
-)  # tiles of sums over parts
+# Tiles of the kernels that sum over parts
+FEW_PARTS, MANY_PARTS = {"PARTS": 32, "COLUMNS": 64}, {"PARTS": 256, "COLUMNS": 8}
+COUNTS = ["rows", "parts"]  # whatever they are, no kernel is compiled again
 
 
 def tile(width: int, numbers: int) -> dict[str, int]:
@@ -39,7 +38,7 @@ def finishing(parts: int, width: int) -> tuple[tuple[int], dict[str, int]]:
     return (triton.cdiv(width, shape["COLUMNS"]),), shape
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def moments_kernel(
     features, copy, partial, rows, width, row_step, copy_row_step, parts, rows_each,
     COPY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -70,7 +69,7 @@ def moments_kernel(
     tl.store(out + parts * width, tl.maximum(squares - total * total / count, 0.0), columns < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def finish_moments_kernel(
     partial, moments, rows, width, moments_step, parts, rows_each, eps, PARTS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -114,7 +113,7 @@ def moments_of(features: Tensor, moments: Tensor, eps: float, copy: Tensor | Non
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def norm_relu_kernel(
     features, moments, weight, bias, out, rows, width, row_step, moments_step, out_row_step,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -145,7 +144,7 @@ def norm_relu(features: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, d
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def sums_kernel(
     grad, features, moments, weight, bias, base, out, partial,
     rows, width, grad_row_step, row_step, moments_step, base_row_step, out_row_step, parts, rows_each,
@@ -180,7 +179,7 @@ def sums_kernel(
     tl.store(place + parts * width, tl.sum(products, 0), columns < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def finish_sums_kernel(
     partial, sums, owed, moments, weight, rows, width, owed_step, moments_step, parts,
     OWE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -242,7 +241,7 @@ def summed(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def features_gradient_kernel(
     grad, features, moments, weight, bias, sums, out, rows, width, grad_row_step, row_step, moments_step,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -281,7 +280,7 @@ def features_gradient(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def settled_kernel(
     base, features, moments, owed, out, rows, width, base_row_step, row_step, moments_step, owed_step,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
