@@ -64,7 +64,7 @@ def outcome(module, features, compute=None):
     """Everything that a step of training changes"""
     out = (compute or module)(features)
     torch.manual_seed(2)
-    (out.double() * torch.randn(out.shape, dtype=torch.float64)).sum().backward()
+    (out.double() * torch.randn(out.shape, dtype=torch.float64).to(out.device)).sum().backward()
     return {"out": out.detach(), "features": features.grad, **gradients(module), **dict(module.named_buffers())}
 
 
@@ -306,11 +306,38 @@ def test_a_triton_that_does_not_work_is_reported_and_done_without(monkeypatch):
         assert norms.working_kernels.__wrapped__(torch.device("cuda:0"), torch.bfloat16) is None
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_the_kernels_compute_what_torch_does(monkeypatch):
+    import norm_kernel_checks
+
+    for constant in ("PROGRAMS", "FEW_PARTS", "MANY_PARTS"):
+        value = getattr(norm_kernel_checks.norm_kernels, constant)
+        monkeypatch.setattr(norm_kernel_checks.norm_kernels, constant, value)  # put back afterwards
+    with torch.device("cuda"):
+        norm_kernel_checks.main()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_on_a_gpu_a_dense_block_trains_as_its_layers(monkeypatch, checkpointing):
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    block = _DenseBlock(4, 64, bn_size=4, growth_rate=32, drop_rate=0.0)
+    features = channels_last(3, 64, 21, 17, requires_grad=False).bfloat16()
+    expected = outcome(lived_in(copy.deepcopy(block)).double(), features.double().requires_grad_())
+    for dtype, tolerance in ((torch.float32, 0.01), (torch.bfloat16, 0.3)):  # where a ReLU is near zero, it may flip
+        again = lived_in(copy.deepcopy(block)).to("cuda")
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            found = outcome(again, features.to("cuda", dtype).requires_grad_(), dense(again, checkpointing))
+        for name, tensor in found.items():
+            error = (tensor.cpu().double() - expected[name]).norm() / (expected[name].double().norm() + 1e-9)
+            assert error < tolerance, f"{name} in {dtype}: {error}"
+
+
 def test_the_kernels_compute_what_torch_does():
     pytest.importorskip("triton")
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parent), str(here)])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, str(here / "interpreted_kernels.py")]
+    script = [sys.executable, str(here / "norm_kernel_checks.py")]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

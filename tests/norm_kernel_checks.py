@@ -1,4 +1,4 @@
-"""Run by test_norms.py with TRITON_INTERPRET=1: Triton's kernels on a CPU against torch's operators."""
+"""Triton's kernels against torch's operators; test_norms.py runs it with TRITON_INTERPRET=1, which takes a CPU."""
 
 import plain_kernels
 import torch
@@ -89,10 +89,14 @@ def check_large_means():
     assert_close(moments[2], features.double().var(0).float(), 1e-4, "variance far from zero")
 
 
-if __name__ == "__main__":
+def main():
     torch.manual_seed(0)
     norm_kernels.FEW_PARTS, norm_kernels.MANY_PARTS = {"PARTS": 2, "COLUMNS": 64}, {"PARTS": 4, "COLUMNS": 8}
     for case in CASES:
         check(*case)
     check_what_is_not_a_number()
     check_large_means()
+
+
+if __name__ == "__main__":
+    main()
