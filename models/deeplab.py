@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.checkpointing import compute
 from models.ladder_densenet import NormReluConv
+from models.norms import Layers
 from models.upsampling import upsample
 from models.wide_resnet import WideResNet38
 
@@ -38,8 +39,8 @@ class AtrousSpatialPyramidPooling(nn.Module):
         super().__init__()
         levels = [conv_norm_relu(in_channels, width)]
         levels += [conv_norm_relu(in_channels, width, 3, rate) for rate in ATROUS_RATES]
-        self.features = nn.ModuleList(nn.Sequential(*level) for level in levels)
-        self.img_conv = nn.Sequential(*conv_norm_relu(in_channels, width))
+        self.features = nn.ModuleList(Layers(*level) for level in levels)
+        self.img_conv = Layers(*conv_norm_relu(in_channels, width))
 
     def forward(self, features: Tensor) -> Tensor:
         image = self.img_conv(features.mean((2, 3), keepdim=True)).expand(-1, -1, *features.shape[2:])
@@ -62,7 +63,7 @@ class DeepLabV3Plus(WideResNet38):
         self.aspp = AtrousSpatialPyramidPooling(self.coarse_width, width)
         self.bot_fine = nn.Conv2d(self.fine_width, fine_width, 1, bias=False)  # bottlenecks, without norm or ReLU
         self.bot_aspp = nn.Conv2d(5 * width, width, 1, bias=False)
-        self.final = nn.Sequential(
+        self.final = Layers(
             *conv_norm_relu(fine_width + width, width, 3),
             *conv_norm_relu(width, width, 3),
             nn.Conv2d(width, num_classes, 1, bias=False),

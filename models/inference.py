@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.densenet import _DenseBlock, _Transition
 
 from models.ladder_densenet import LadderStep, NormReluConv
+from models.norms import Layers
 from models.upsampling import upsample
 from models.wide_resnet import PreActivationBlock
 
@@ -229,6 +230,7 @@ FASTER = {  # by a module's very class, for a class derived from it may compute 
     nn.Conv2d: convolution,
     nn.Linear: Linear,
     nn.Sequential: in_turn,
+    Layers: in_turn,
     NormReluConv: in_turn,
     LadderStep: FastLadderStep,
     PreActivationBlock: pre_activation_block,

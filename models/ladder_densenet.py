@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import densenet121
 
 from models.checkpointing import compute
+from models.norms import Layers, dense_block, dense_block_kernels
 from models.upsampling import upsample
 
 BATCHNORM_MOMENTUM = 0.01
@@ -24,7 +25,7 @@ def ladder_densenet121(num_classes: int, hybrid: bool = True, checkpointing: boo
     return LadderDenseNet(num_classes, hybrid, checkpointing)
 
 
-class NormReluConv(nn.Sequential):
+class NormReluConv(Layers):
     """BatchNorm, ReLU, then a convolution that keeps height and width."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, bias: bool = False):
@@ -56,13 +57,16 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> raw outputs of the four dense blocks, strides 4, 8, 16, 32."""
         checkpointing = self.checkpointing and self.training
-        features = compute(self.features[:STEM], images, checkpointing=checkpointing)
+        features = compute(Layers(*self.features[:STEM]), images, checkpointing=checkpointing)
         outputs = []
         for name, layer in list(self.features.named_children())[STEM:]:
             if not name.startswith("denseblock"):
-                features = compute(layer, features, checkpointing=checkpointing)
+                features = compute(Layers(*layer), features, checkpointing=checkpointing)
                 continue
-            features = checkpointed_layers(layer, features) if checkpointing else layer(features)
+            if kernels := dense_block_kernels(layer, features):
+                features = dense_block(layer, features, kernels, checkpointing)
+            else:
+                features = checkpointed_layers(layer, features) if checkpointing else layer(features)
             outputs.append(features)
         return outputs
 

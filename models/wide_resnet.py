@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpointing import compute
+from models.norms import Layers
 
 # Number of blocks, widths of a block's convolutions, stride of the first block, dilation, channel dropout.
 STAGES = {
@@ -23,8 +24,8 @@ STAGES = {
 KERNEL_SIZES = {2: (3, 3), 3: (1, 3, 1)}  # by the number of widths
 
 
-def norm_relu(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+def norm_relu(channels: int) -> Layers:
+    return Layers(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
 class PreActivationBlock(nn.Module):
