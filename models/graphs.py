@@ -98,12 +98,12 @@ class Replayed(nn.Module):
         callers = torch.cuda.current_stream(images.device)
         # Tensors made in inference mode could not be written outside of it later.
         with torch.inference_mode(False), torch.no_grad():
+            static = torch.empty_like(images, memory_format=torch.contiguous_format)
             stream.wait_stream(callers)
             with torch.cuda.stream(stream):
                 self.network(images)  # for what a thread and a stream need once, such as cuBLAS's memory
             # thread_local: other threads go on using the GPU, as those that copy frames and compute metrics do.
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                static = torch.empty_like(images, memory_format=torch.contiguous_format)
                 output = self.network(static)
             callers.wait_stream(stream)
         return Captured(graph, static, output)
@@ -111,9 +111,10 @@ class Replayed(nn.Module):
     def replay(self, captured: Captured, images: Tensor) -> Output:
         stream = torch.cuda.current_stream(images.device)
         if self.replayed is not None:
-            stream.wait_event(self.replayed)  # of another stream perhaps
+            stream.wait_event(self.replayed)
         with torch.inference_mode(False), torch.no_grad():
             captured.images.copy_(images)
+        captured.images.record_stream(stream)  # of another stream perhaps, and may be let go while it is read
         captured.graph.replay()
         output = captured.output
         copies = tuple(logits.clone() for logits in output) if isinstance(output, tuple) else output.clone()

@@ -66,7 +66,7 @@ def fast_inference(
     fast = inferring(model, Form(dtype if narrow else None, fuses, memory_format))
     for layer in fast.modules():
         if narrow and isinstance(layer, Convolution):  # last, for by now all norms are folded
-            layer.weight.data = layer.weight.to(dtype)
+            layer.weight = nn.Parameter(layer.weight.to(dtype))
     return fast.eval().requires_grad_(False).to(memory_format=memory_format)
 
 
@@ -250,8 +250,8 @@ class NarrowMaskTransformer(nn.Module):
     def __init__(self, decoder: MaskTransformer, form: Form):
         super().__init__()
         self.decoder, self.dtype = copied(decoder, form), form.dtype
-        for projection in (self.decoder.proj_patch, self.decoder.proj_classes):
-            projection.data = projection.to(form.dtype)
+        for name in ("proj_patch", "proj_classes"):
+            setattr(self.decoder, name, nn.Parameter(getattr(decoder, name).to(form.dtype)))
 
     def forward(self, patches: Tensor) -> Tensor:
         patches, classes = self.decoder.attended(patches)
