@@ -30,9 +30,9 @@ class Replayed(nn.Module):
     of memory, which is safe since they run one after another. Where a pass cannot be recorded, for want of memory or
     because something in it waits for the GPU, the network runs as it is, after a warning.
 
-    Not on CUDA, under autocast, with gradients, or while somebody else records, this is the network and nothing else.
-    Safe to use from several threads and streams. Weights that are changed in place count at once; .to() and its like
-    move them, and forget what was recorded.
+    Not on CUDA, with gradients, or while somebody else records, this is the network and nothing else. The network knows
+    what it computes in: autocast around it changes nothing. Safe to use from several threads and streams. Weights that
+    are changed in place count at once; .to() and its like move them, and forget what was recorded.
     """
 
     def __init__(self, network: nn.Module):
@@ -51,8 +51,12 @@ class Replayed(nn.Module):
         return super()._apply(*args, **kwargs)
 
     def forward(self, images: Tensor) -> Output:
-        if not images.is_cuda or torch.is_autocast_enabled("cuda") or torch.is_grad_enabled() or capturing():
-            return self.network(images)
+        with torch.autocast(images.device.type, enabled=False):
+            if not images.is_cuda or torch.is_grad_enabled() or capturing():
+                return self.network(images)
+            return self.run(images)
+
+    def run(self, images: Tensor) -> Output:
         with self.lock:
             captured = None if self.gave_up else self.captured(images)
             if captured is not None:
@@ -98,7 +102,7 @@ class Replayed(nn.Module):
         callers = torch.cuda.current_stream(images.device)
         # Tensors made in inference mode could not be written outside of it later.
         with torch.inference_mode(False), torch.no_grad():
-            static = torch.empty_like(images, memory_format=torch.contiguous_format)
+            static = torch.empty_like(images)
             stream.wait_stream(callers)
             with torch.cuda.stream(stream):
                 self.network(images)  # for what a thread and a stream need once, such as cuBLAS's memory

@@ -50,8 +50,8 @@ def fast_inference(
     model          any module with networks of this package in it, such as windows around one; what is not known here is
                    copied as it is. It stays as it was, mode included, and shares no memory with the copy.
     dtype          float32: everything in the model's own type. bfloat16, float16: what autocast computes in it is, but
-                   from weights that are rounded once. No autocast is needed around the copy; these networks take images
-                   in float32 and give logits in float32.
+                   from weights that are rounded once. Autocast around the copy is not needed and changes nothing;
+                   these networks take images in float32 and give logits in float32.
     memory_format  of activations. torch.contiguous_format pays for true float32 on CUDA, for which cuDNN has no good
                    kernels in channels_last.
     returns        the copy, on the model's device, where it is made, in eval mode, without gradients, and with keys of
@@ -367,12 +367,12 @@ def mask_transformer(decoder: MaskTransformer, form: Form) -> nn.Module:
 
 
 def network(model: nn.Module, form: Form) -> nn.Module:
-    """A network as a whole: its logits come out in float32, and on CUDA frames of a size seen before are replayed."""
+    """A network as a whole, whose logits come out in float32: Replayed, which is more on CUDA only."""
     fast = copied(model, form)
     for head in HEADS[type(model)] if form.dtype else ():
         if head in dict(fast.named_modules()):
             last_layer(fast.get_submodule(head)).out_dtype = torch.float32
-    return Replayed(fast) if on_cuda(fast) else fast
+    return Replayed(fast) if form.dtype or on_cuda(fast) else fast
 
 
 HEADS = {  # those whose last layer is rounded in narrow types; a mask transformer ends with a LayerNorm, in float32

@@ -174,12 +174,16 @@ def test_elsewhere_it_is_the_network_alone(monkeypatch):
     run(replayed, *(torch.rand(1, 3, 4, 6) for _ in range(3)))
     for _ in range(3):
         replayed(frame(4, 6))[0].sum().backward()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "is_autocast_enabled", lambda device_type: device_type == "cuda")
-        run(replayed, frame(4, 6), frame(4, 6))
     monkeypatch.setattr(graphs, "capturing", lambda: True)
     run(replayed, frame(4, 6), frame(4, 6))
-    assert replayed.sizes == {} and replayed.network.eager == 10
+    assert replayed.sizes == {} and replayed.network.eager == 8
+
+
+def test_autocast_around_it_changes_nothing():
+    replayed, images = Replayed(nn.Conv2d(3, 2, 1)), torch.rand(1, 3, 4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert replayed(images).dtype == torch.float32
+        assert replayed.network(images).dtype == torch.bfloat16
 
 
 def test_of_wrapped_networks_the_network_is_replayed(monkeypatch):
@@ -189,5 +193,5 @@ def test_of_wrapped_networks_the_network_is_replayed(monkeypatch):
     assert not any(isinstance(module, Replayed) for module in fast_inference(nn.Conv2d(3, 4, 1)).modules())
 
 
-def test_on_a_cpu_nothing_is_wrapped():
+def test_on_a_cpu_in_float32_nothing_is_wrapped():
     assert not any(isinstance(module, Replayed) for module in fast_inference(ladder_densenet121(2)).modules())

@@ -386,7 +386,7 @@ def test_tokens_stay_in_float32_and_attention_is_narrow(networks, monkeypatch):
     )
     fast = fast_inference(networks("segmenter-decoder"), torch.float16)
     residual = []
-    for block in fast.model.encoder.blocks:
+    for block in fast.network.model.encoder.blocks:
         block.register_forward_hook(lambda module, inputs, output: residual.append(output.dtype))
     with torch.no_grad():
         fast(torch.rand(1, 3, 16, 16))
