@@ -1,5 +1,6 @@
 """CUDA graphs: a forward pass of many small kernels, launched as one."""
 
+import functools
 import threading
 import warnings
 from collections import OrderedDict
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 SIZES = 4  # kept; a folder of photographs of all sizes costs no more memory than that
+LOCK = threading.Lock()  # one pass is recorded or launched at a time
 
 Output = Tensor | tuple[Tensor, ...]
 
@@ -38,7 +40,6 @@ class Replayed(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.lock = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
@@ -57,7 +58,7 @@ class Replayed(nn.Module):
             return self.run(images)
 
     def run(self, images: Tensor) -> Output:
-        with self.lock:
+        with LOCK:
             captured = None if self.gave_up else self.captured(images)
             if captured is not None:
                 return self.replay(captured, images)
@@ -98,7 +99,7 @@ class Replayed(nn.Module):
 
     def capture(self, images: Tensor) -> Captured:
         pool = next((known.graph.pool() for known in self.sizes.values() if known), None)
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(images.device)
+        graph, stream = torch.cuda.CUDAGraph(), recording_stream(images.device)
         callers = torch.cuda.current_stream(images.device)
         # Tensors made in inference mode could not be written outside of it later.
         with torch.inference_mode(False), torch.no_grad():
@@ -116,14 +117,19 @@ class Replayed(nn.Module):
         stream = torch.cuda.current_stream(images.device)
         if self.replayed is not None:
             stream.wait_event(self.replayed)
-        with torch.inference_mode(False), torch.no_grad():
-            captured.images.copy_(images)
+        captured.images.copy_(images)
         captured.images.record_stream(stream)  # of another stream perhaps, and may be let go while it is read
         captured.graph.replay()
         output = captured.output
         copies = tuple(logits.clone() for logits in output) if isinstance(output, tuple) else output.clone()
         self.replayed = stream.record_event()
         return copies
+
+
+@functools.cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all networks, since cuBLAS keeps memory for each stream that it has been used in."""
+    return torch.cuda.Stream(device)
 
 
 def capturing() -> bool:
