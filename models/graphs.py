@@ -27,7 +27,7 @@ class Replayed(nn.Module):
     """A network without randomness, in eval mode, whose forward pass is recorded for sizes that come again.
 
     The first time that a size and type of images comes, the network runs as it is. The second time its kernels are
-    recorded, and from then on they are launched all at once, which takes a hundredth of the time that Python takes.
+    recorded, and from then on they are launched all at once, without Python between them.
     Outputs are copies, the caller's to keep. Of the sizes that came last, SIZES are kept; their graphs share one pool
     of memory, which is safe since they run one after another. Where a pass cannot be recorded, for want of memory or
     because something in it waits for the GPU, the network runs as it is, after a warning.
