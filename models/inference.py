@@ -1,24 +1,46 @@
 """Networks for inference: a copy that gives the outputs of eval mode, sooner.
 
-Nothing in it is approximate and nothing is compiled: BatchNorm goes into the convolution beside it, a dense block's
-layers write into one tensor, activations lie channels last, and on a CPU oneDNN does the products.
+Nothing in it is approximate: BatchNorm goes into the convolution beside it, a dense block's layers write into one
+tensor and activations lie channels last. On a CPU oneDNN does the products. On a GPU what lies between two convolutions
+is one kernel (models/fused.py), and a frame of a size seen before is one launch (models/graphs.py).
 """
 
 import copy
 from collections import OrderedDict
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.densenet import _DenseBlock, _Transition
 
-from models.ladder_densenet import LadderStep, NormReluConv
+from models import fused
+from models.deeplab import DeepLabV3Plus
+from models.graphs import Replayed
+from models.ladder_densenet import LadderDenseNet, LadderStep, NormReluConv
+from models.mask_transformer import MaskTransformer
 from models.norms import Layers
+from models.segmenter import Segmenter
 from models.upsampling import upsample
 from models.wide_resnet import PreActivationBlock
 
 ONEDNN = torch.backends.mkldnn.is_available()
 NEVER = 1e30  # no feature gets there: a ReLU that such a feature alone would switch is constant
+NARROW = (torch.bfloat16, torch.float16)
+
+
+class Form(NamedTuple):
+    """How a copy computes.
+
+    dtype   bfloat16 or float16, of convolutions and products; None: the type of the weights
+    fused   what lies between convolutions is left to models/fused.py, which pays on a GPU, and rounds narrow numbers
+            no more than the network itself does. Otherwise as much of it as can goes into the convolutions.
+    layout  of activations
+    """
+
+    dtype: torch.dtype | None
+    fused: bool
+    layout: torch.memory_format
 
 
 @torch.no_grad()
@@ -27,43 +49,68 @@ def fast_inference(
 ) -> nn.Module:
     """A copy of the model for inference: the outputs of eval mode up to rounding, computed faster.
 
-    model    any module with networks of this package in it, such as windows around one; what is not known here is
-             copied as it is. It stays as it was, mode included, and shares no memory with the copy.
-             In bfloat16 take the model itself: folded weights and bounds lose more to its rounding.
-    returns  the copy, on the model's device, in eval mode, without gradients, and with keys of its own. It holds the
-             weights of now: after further training, make another, which takes about as long as copying them.
-    raises   ValueError where a BatchNorm to be folded has no running statistics
+    model          any module with networks of this package in it, such as windows around one; what is not known here is
+                   copied as it is. It stays as it was, mode included, and shares no memory with the copy.
+    dtype          float32: everything in the model's own type. bfloat16, float16: what autocast computes in it is, but
+                   from weights that are rounded once. Autocast around the copy is not needed and changes nothing;
+                   these networks take images in float32 and give logits in float32.
+    memory_format  of activations. torch.contiguous_format pays for true float32 on CUDA, for which cuDNN has no good
+                   kernels in channels_last.
+    returns        the copy, on the model's device, where it is made, in eval mode, without gradients, and with keys of
+                   its own. It holds the weights of now: after further training, make another, which takes about as long
+                   as copying them. On CUDA its networks are Replayed.
+    raises         ValueError for another dtype, and where a BatchNorm to be folded has no running statistics
     """
-    copied = inferring(model) if dtype is torch.float32 else copy.deepcopy(model)
-    return copied.eval().requires_grad_(False).to(memory_format=memory_format)
+    if dtype not in (torch.float32, *NARROW):
+        raise ValueError(f"dtype {dtype} is none of float32, bfloat16 and float16, in which the copy can compute")
+    narrow = dtype in NARROW
+    fuses = narrow or (on_cuda(model) and memory_format == torch.channels_last)
+    fast = inferring(model, Form(dtype if narrow else None, fuses, memory_format))
+    for layer in fast.modules():
+        if narrow and isinstance(layer, Convolution):  # last, for by now all norms are folded
+            layer.weight = nn.Parameter(layer.weight.to(dtype))
+    return fast.eval().requires_grad_(False).to(memory_format=memory_format)
 
 
-def inferring(module: nn.Module) -> nn.Module:
-    if type(module) in FASTER:
-        return FASTER[type(module)](module)
-    children = {id(child): inferring(child) for child in module.children()}
+def on_cuda(module: nn.Module) -> bool:
+    return any(weight.is_cuda for weight in module.parameters())
+
+
+def inferring(module: nn.Module, form: Form) -> nn.Module:
+    return FASTER.get(type(module), copied)(module, form)
+
+
+def copied(module: nn.Module, form: Form) -> nn.Module:
+    children = {id(child): inferring(child, form) for child in module.children()}
     return copy.deepcopy(module, children)  # which takes what it finds there for copied
 
 
-def folded(layers: list[nn.Module]) -> list[nn.Module]:
+def folded(layers: list[nn.Module], form: Form) -> list[nn.Module]:
     """Copies of layers that are applied in turn, with nn.Identity in the place of those folded into their neighbours.
 
     BatchNorm and ReLU after a convolution go into it. Before a 1x1 convolution they become Bounds; before a larger one
-    they stay, because the zeros around the image stand for features after the ReLU.
+    they stay, because the zeros around the image stand for features after the ReLU. Fused, those before a 1x1
+    convolution are one layer with it, and those that stay are one layer.
     """
-    layers = [inferring(layer) for layer in layers]
+    layers = [inferring(layer, form) for layer in layers]
     for number, layer in enumerate(layers):
         if not isinstance(layer, Convolution):
             continue
         before, after = layers[max(0, number - 2) : number], layers[number + 1 : number + 3]
         if kinds(before) == [nn.BatchNorm2d, nn.ReLU] and layer.is_pointwise():
-            layers[number - 2 : number] = [Bounds(before[0], layer), nn.Identity()]
+            if not form.fused:
+                layers[number - 2 : number] = [Bounds(before[0], layer), nn.Identity()]
+            elif set(layer.stride) == {1}:
+                layers[number - 2 : number + 1] = [nn.Identity(), nn.Identity(), Product(before[0], layer)]
         if kinds(after)[:1] == [nn.BatchNorm2d]:
             layer.scale_outputs(*scale_and_shift(after[0]))
             layers[number + 1] = nn.Identity()
             if kinds(after)[1:] == [nn.ReLU]:
                 layer.relu = True
                 layers[number + 2] = nn.Identity()
+    for number in range(len(layers) - 1):
+        if form.fused and kinds(layers[number : number + 2]) == [nn.BatchNorm2d, nn.ReLU]:
+            layers[number : number + 2] = [NormRelu(layers[number]), nn.Identity()]
     return layers
 
 
@@ -87,15 +134,20 @@ def scale_and_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Te
 
 
 class Convolution(nn.Module):
-    """A convolution with zeros around the image, and ReLU where `relu` says so."""
+    """A convolution with zeros around the image, and ReLU where `relu` says so.
 
-    def __init__(self, conv: nn.Conv2d):
+    The bias stays as wide as it was: where norms are folded into it, it may be large and cancel.
+    """
+
+    def __init__(self, conv: nn.Conv2d, form: Form):
         super().__init__()
         self.weight = nn.Parameter(conv.weight.detach().clone())
         bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
         self.bias = nn.Parameter(bias)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-        self.relu = False
+        self.fused, self.relu = form.fused, False
+        self.biased = conv.bias is not None  # or by a norm that was folded
+        self.out_dtype: torch.dtype | None = None  # of what comes out; None: that of the weight
 
     def is_pointwise(self) -> bool:
         return self.weight.shape[2:] == (1, 1) and self.padding == (0, 0) and self.groups == 1
@@ -108,13 +160,48 @@ class Convolution(nn.Module):
     def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
         self.bias.mul_(scale).add_(shift)
         self.weight *= scale.view(-1, 1, 1, 1)
+        self.biased = True
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.fused:
+            features = features.to(self.weight.dtype)
+            features = F.conv2d(features, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+            if not self.biased and not self.relu and self.out_dtype is None:
+                return features
+            bias = self.bias if self.biased else None
+            return fused.scaled(features, None, bias, self.relu, self.out_dtype, inplace=True)
         dilation = self.dilation
         if features.is_cpu and ONEDNN and self.weight.shape[2:] == (1, 1):
-            dilation = 2  # nothing to a 1x1 kernel, but with one thread PyTorch leaves only dilated ones to oneDNN
+            # Nothing to a 1x1 kernel, but with one thread PyTorch (2.14.1) leaves only dilated ones to oneDNN.
+            dilation = 2
         features = F.conv2d(features, self.weight, self.bias, self.stride, self.padding, dilation, self.groups)
         return features.relu_() if self.relu else features
+
+
+class NormRelu(nn.Module):
+    """BatchNorm and ReLU in one pass over the features."""
+
+    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm):
+        super().__init__()
+        scale, shift = scale_and_shift(norm)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return fused.scaled(features, self.scale, self.shift, relu=True)
+
+
+class Product(NormRelu):
+    """BatchNorm, ReLU, 1x1 convolution and what was folded into that, in one pass over the features."""
+
+    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, conv: Convolution):
+        super().__init__(norm)
+        self.conv = conv
+
+    def forward(self, features: Tensor) -> Tensor:
+        conv = self.conv
+        bias = conv.bias if conv.biased else None
+        return fused.product(features, self.scale, self.shift, conv.weight, bias, conv.relu, conv.out_dtype)
 
 
 class Bounds(nn.Module):
@@ -141,90 +228,160 @@ class Bounds(nn.Module):
 class Linear(nn.Module):
     """A linear layer; in float32 on a CPU by oneDNN, as torch.compile does it: MKL's takes twice as long on some."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, form: Form):
         super().__init__()
-        self.weight = nn.Parameter(linear.weight.detach().clone())
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
+        dtype = form.dtype or linear.weight.dtype
+        self.weight = nn.Parameter(linear.weight.detach().to(dtype, copy=True))
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(dtype, copy=True))
+        self.narrow = form.dtype is not None
+        self.out_dtype: torch.dtype | None = None  # of what comes out; None: that of the weight
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.narrow:
+            features = F.linear(features.to(self.weight.dtype), self.weight, self.bias)
+            return features if self.out_dtype is None else features.to(self.out_dtype)
         if features.is_cpu and ONEDNN and features.dtype == torch.float32:
+            # PyTorch (2.14.1) has no public name for it.
             return torch.ops.mkldnn._linear_pointwise(features, self.weight, self.bias, "none", [], "")
         return F.linear(features, self.weight, self.bias)
+
+
+class NarrowMaskTransformer(nn.Module):
+    """A mask transformer whose projections are narrow. The cosines stay wide, for mask_norm enlarges their rounding."""
+
+    def __init__(self, decoder: MaskTransformer, form: Form):
+        super().__init__()
+        self.decoder, self.dtype = copied(decoder, form), form.dtype
+        for name in ("proj_patch", "proj_classes"):
+            setattr(self.decoder, name, nn.Parameter(getattr(decoder, name).to(form.dtype)))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        patches, classes = self.decoder.attended(patches)
+        patches = F.normalize((patches.to(self.dtype) @ self.decoder.proj_patch).float(), dim=2)
+        classes = F.normalize((classes.to(self.dtype) @ self.decoder.proj_classes).float(), dim=2)
+        return self.decoder.mask_norm(patches @ classes.transpose(1, 2))
+
+
+class Autocast(nn.Module):
+    """A convolution that is copied as it is, under autocast."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, self.dtype, cache_enabled=False):
+            return self.module(features)
 
 
 class FastDenseBlock(nn.Module):
     """A dense block whose layers read the features so far from one tensor and append theirs to it, nothing is moved."""
 
-    def __init__(self, block: _DenseBlock):
+    def __init__(self, block: _DenseBlock, form: Form):
         super().__init__()
+        self.layout, self.fused = form.layout, form.fused
         self.layers = nn.ModuleList()
         for layer in block.children():
             chain = [layer.norm1, layer.relu1, layer.conv1, layer.norm2, layer.relu2, layer.conv2]
-            bounds, _, bottleneck, _, _, conv = folded(chain)
+            bounds, _, bottleneck, _, _, conv = folded(chain, form)
             self.layers.append(nn.ModuleDict({"bounds": bounds, "bottleneck": bottleneck, "conv": conv}))
 
     def forward(self, features: Tensor) -> Tensor:
-        width, grown = features.shape[1], [len(layer["conv"].weight) for layer in self.layers]
-        block = like(features, width + sum(grown))
+        width, grown = features.shape[1], [layer["conv"].weight.shape[0] for layer in self.layers]
+        block = laid_out(features, width + sum(grown), self.layout)
         block[:, :width] = features
-        room = like(features, width + sum(grown[:-1])).permute(0, 2, 3, 1).flatten()  # for one layer's input
+        room = None if self.fused else features.new_empty(features[:, :1].numel() * (width + sum(grown[:-1])))
         for layer, growth in zip(self.layers, grown, strict=True):
-            bounded = room[: features[:, :1].numel() * width].view(len(features), *features.shape[2:], width)
-            bounded = layer["bounds"](block[:, :width], out=bounded.permute(0, 3, 1, 2))
-            block[:, width : width + growth] = layer["conv"](layer["bottleneck"](bounded))
+            seen = block[:, :width]
+            if not self.fused:
+                seen = layer["bounds"](seen, out=laid_out(features, width, self.layout, room))
+            block[:, width : width + growth] = layer["conv"](layer["bottleneck"](seen))
             width += growth
         return block
 
 
-def like(features: Tensor, channels: int) -> Tensor:
-    """An empty tensor of the features' size with so many channels, channels last."""
-    shape = (len(features), channels, *features.shape[2:])
-    return torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=torch.channels_last)
+def laid_out(features: Tensor, channels: int, layout: torch.memory_format, room: Tensor | None = None) -> Tensor:
+    """A tensor of the features' size with so many channels, its values undefined; in the room where one is given."""
+    batch, _, height, width = features.shape
+    numel = batch * height * width * channels
+    memory = features.new_empty(numel) if room is None else room[:numel]
+    if layout == torch.channels_last:
+        return memory.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return memory.view(batch, channels, height, width)
 
 
-def transition(layers: _Transition) -> nn.Sequential:
+def transition(layers: _Transition, form: Form) -> nn.Sequential:
     """BatchNorm, ReLU, 1x1 convolution, mean of neighbours: the convolution goes last, where a quarter is left of it.
 
-    Both are linear and a mean leaves a bias as it is, so they can change places.
+    Both are linear and a mean leaves a bias as it is, so they can change places. Fused, the convolution stays with the
+    norm, for it halves the channels that are averaged.
     """
-    bounds, _, conv, pool = folded([layers.norm, layers.relu, layers.conv, layers.pool])
-    return nn.Sequential(bounds, pool, conv)
+    bounds, relu, conv, pool = folded([layers.norm, layers.relu, layers.conv, layers.pool], form)
+    return nn.Sequential(bounds, relu, conv, pool) if form.fused else nn.Sequential(bounds, pool, conv)
 
 
 class FastLadderStep(nn.Module):
     """A ladder's step with the norm of its sum in what is summed, and one tensor of the sum's size for all of it."""
 
-    def __init__(self, step: LadderStep):
+    def __init__(self, step: LadderStep, form: Form):
         super().__init__()
-        self.bottleneck, self.conv = inferring(step.bottleneck), inferring(step.blend_conv.conv)
+        self.fused = form.fused
+        self.bottleneck, self.conv = inferring(step.bottleneck, form), inferring(step.blend_conv.conv, form)
         scale, shift = scale_and_shift(step.blend_conv.norm)
-        self.bottleneck.conv.scale_outputs(scale, shift)
+        last_layer(self.bottleneck).scale_outputs(scale, shift)
         self.register_buffer("scale", scale.view(-1, 1, 1))
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         features = self.bottleneck(skip)
+        if self.fused:
+            return self.conv(fused.blended(features, coarse, self.scale))
         features += upsample(coarse * self.scale, skip.shape[2:])
         return self.conv(features.relu_())
 
 
-def in_turn(sequence: nn.Sequential) -> nn.Sequential:
+def last_layer(module: nn.Module) -> "Convolution | Linear":
+    return [layer for layer in module.modules() if isinstance(layer, Convolution | Linear)][-1]
+
+
+def in_turn(sequence: nn.Sequential, form: Form) -> nn.Sequential:
     """A sequence with the same names, layers folded."""
     layers = OrderedDict(sequence.named_children())
-    return nn.Sequential(OrderedDict(zip(layers, folded(list(layers.values())), strict=True)))
+    return nn.Sequential(OrderedDict(zip(layers, folded(list(layers.values()), form), strict=True)))
 
 
-def convolution(conv: nn.Conv2d) -> nn.Module:
-    return Convolution(conv) if conv.padding_mode == "zeros" else copy.deepcopy(conv)
+def convolution(conv: nn.Conv2d, form: Form) -> nn.Module:
+    if conv.padding_mode == "zeros":
+        return Convolution(conv, form)
+    return Autocast(copy.deepcopy(conv), form.dtype) if form.dtype else copy.deepcopy(conv)
 
 
-def pre_activation_block(block: PreActivationBlock) -> PreActivationBlock:
+def pre_activation_block(block: PreActivationBlock, form: Form) -> PreActivationBlock:
     """The norms between its convolutions are folded; the first stays, for the shortcut goes round it."""
     flat = [layer for layer in block.convs.modules() if not list(layer.children())]
-    copied = {id(block.convs): nn.Sequential(*folded(flat))}
+    inner = {id(block.bn1): inferring(block.bn1, form), id(block.convs): nn.Sequential(*folded(flat, form))}
     if block.proj_conv is not None:
-        copied[id(block.proj_conv)] = inferring(block.proj_conv)
-    return copy.deepcopy(block, copied)
+        inner[id(block.proj_conv)] = inferring(block.proj_conv, form)
+    return copy.deepcopy(block, inner)
 
+
+def mask_transformer(decoder: MaskTransformer, form: Form) -> nn.Module:
+    return NarrowMaskTransformer(decoder, form) if form.dtype else copied(decoder, form)
+
+
+def network(model: nn.Module, form: Form) -> nn.Module:
+    """A network as a whole, whose logits come out in float32: Replayed, which is more on CUDA only."""
+    fast = copied(model, form)
+    for head in HEADS[type(model)] if form.dtype else ():
+        if head in dict(fast.named_modules()):
+            last_layer(fast.get_submodule(head)).out_dtype = torch.float32
+    return Replayed(fast) if form.dtype or on_cuda(fast) else fast
+
+
+HEADS = {  # those whose last layer is rounded in narrow types; a mask transformer ends with a LayerNorm, in float32
+    DeepLabV3Plus: ("final", "logits_ood"),
+    LadderDenseNet: ("logits", "logits_ood"),
+    Segmenter: ("model.logits_ood",),
+}
 
 FASTER = {  # by a module's very class, for a class derived from it may compute something else
     nn.Conv2d: convolution,
@@ -234,6 +391,8 @@ FASTER = {  # by a module's very class, for a class derived from it may compute 
     NormReluConv: in_turn,
     LadderStep: FastLadderStep,
     PreActivationBlock: pre_activation_block,
+    MaskTransformer: mask_transformer,
     _DenseBlock: FastDenseBlock,
     _Transition: transition,
+    **dict.fromkeys(HEADS, network),
 }

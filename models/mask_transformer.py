@@ -44,12 +44,16 @@ class MaskTransformer(nn.Module):
             nn.init.normal_(matrix, std=width**-0.5)
 
     def forward(self, patches: Tensor) -> Tensor:
+        patches, classes = self.attended(patches)
+        patches = F.normalize(patches @ self.proj_patch, dim=2)
+        classes = F.normalize(classes @ self.proj_classes, dim=2)
+        return self.mask_norm(patches @ classes.transpose(1, 2))
+
+    def attended(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of the patches (B, N, width) and of the classes (B, K, width), after all blocks."""
         patches = self.proj_dec(patches)
         tokens = torch.cat([patches, self.cls_emb.expand(len(patches), -1, -1)], dim=1)
         for block in self.blocks:
             tokens = compute(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
         tokens = self.decoder_norm(tokens)
-        patches, classes = tokens[:, : -self.num_classes], tokens[:, -self.num_classes :]
-        patches = F.normalize(patches @ self.proj_patch, dim=2)
-        classes = F.normalize(classes @ self.proj_classes, dim=2)
-        return self.mask_norm(patches @ classes.transpose(1, 2))
+        return tokens[:, : -self.num_classes], tokens[:, -self.num_classes :]
