@@ -50,7 +50,7 @@ def scaled(features: Tensor, scale: Tensor | None, shift: Tensor | None, out: Te
 @triton.jit
 def product_kernel(
     features, scale, shift, weight, bias, out, rows, width, out_width, row_step, out_row_step,
-    BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, RELU: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, OUT_WIDTH: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(out_width, OUT_WIDTH)  # beside one another; they read the same features, one soon after the other
@@ -64,7 +64,7 @@ def product_kernel(
         x = x * tl.load(scale + column, column < width, other=0) + tl.load(shift + column, column < width, other=0)
         column = columns[:, None]
         w = tl.load(weight + out_column * width + column, (out_column < out_width) & (column < width), other=0)
-        total = tl.dot(rectified(x).to(w.dtype), w, total, input_precision=PRECISION)
+        total = tl.dot(rectified(x).to(w.dtype), w, total)
     if BIAS:
         total += tl.load(bias + out_column, out_column < out_width, other=0)
     if RELU:
@@ -83,15 +83,13 @@ def product(
     rows, width = features.shape
     out_width = len(weight)
     many = rows >= MANY_ROWS
-    tile = {"ROWS": 128 if many else 32, "OUT_WIDTH": 16 if out_width <= 16 else 128 if many else 64}
-    tile |= {"WIDTH": 32 if weight.dtype == torch.float32 else 64}
+    tile = {"ROWS": 128 if many else 32, "WIDTH": 64, "OUT_WIDTH": 16 if out_width <= 16 else 128 if many else 64}
     warps = 8 if many and out_width > 16 else 4
-    tf32 = weight.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
     grid = (triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(out_width, tile["OUT_WIDTH"]),)
     with torch.cuda.device_of(features):
         product_kernel[grid](
             features, scale, shift, weight, bias, out, rows, width, out_width, features.stride(0), out.stride(0),
-            BIAS=bias is not None, RELU=relu, PRECISION="tf32" if tf32 else "ieee", num_warps=warps, **tile,
+            BIAS=bias is not None, RELU=relu, num_warps=warps, **tile,
         )  # fmt: skip
 
 

@@ -454,7 +454,8 @@ for dtype, tolerance in [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bf
     compared(lambda: fused.scaled(seen, None, shift, True, torch.float32), tolerance)
     compared(lambda: fused.scaled(own, scale, None, True), tolerance)
     compared(lambda: fused.blended(own.clone(), coarse, scale), tolerance)
-    for out_width in (2, 70) if dtype != torch.bfloat16 else ():  # whose products Triton's interpreter gets wrong
+    # Of float32 they are cuDNN's, and those of bfloat16 Triton's interpreter gets wrong.
+    for out_width in (2, 70) if dtype == torch.float16 else ():
         weight, bias = torch.randn(out_width, 73, 1, 1).to(dtype), torch.randn(out_width)
         compared(lambda: fused.product(seen, scale, shift, weight, bias, True), tolerance)
         compared(lambda: fused.product(own, scale, shift, weight, None, False, torch.float32), tolerance)
@@ -462,8 +463,8 @@ for dtype, tolerance in [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bf
     wrong = torch.full((1, 2, 1, 1), torch.nan, dtype=dtype)
     assert fused.scaled(wrong, None, None, True).isnan().all()
 kernels.MANY_ROWS = 1  # the large tiles
-features, weight = torch.randn(2, 40, 9, 13), torch.randn(130, 40, 1, 1)
-compared(lambda: fused.product(features, scale[:40], shift[:40], weight, None), 1e-5)
+features, weight = torch.randn(2, 40, 9, 13).half(), torch.randn(130, 40, 1, 1).half()
+compared(lambda: fused.product(features, scale[:40], shift[:40], weight, None), 1e-3)
 inplace = torch.randn(1, 4, 2, 2).to(memory_format=torch.channels_last)
 assert fused.scaled(inplace, None, shift[:4], inplace=True).data_ptr() == inplace.data_ptr()
 print("compared")
