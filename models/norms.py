@@ -143,12 +143,14 @@ class NormRelu(torch.autograd.Function):
 
 def dense_block_kernels(block: nn.Module, features: Tensor) -> ModuleType | None:
     """models.norm_kernels if `dense_block` can take this block and these features, else None"""
-    if type(block) is not _DenseBlock or type_of_products(features) != features.dtype:
+    if type(block) is not _DenseBlock:
         return None
     layers = list(block.children())
     norms = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
     kernels = kernels_for(features, *norms)
-    if not kernels or not all(is_plain_layer(layer, features) for layer in layers):
+    if not kernels or type_of_products(features) != features.dtype:
+        return None
+    if not all(is_plain_layer(layer, features) for layer in layers):
         return None
     same = len({(norm.eps, norm.momentum) for norm in norms}) == 1  # so that they can share statistics
     return kernels if same else None

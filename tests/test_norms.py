@@ -299,6 +299,12 @@ def test_on_a_cpu_layers_are_computed_one_by_one():
     assert norms.dense_block_kernels(small_block(), features) is None
 
 
+def test_tensors_without_numbers_pass_through_dense_blocks():
+    with torch.device("meta"):
+        out = ladder_densenet121(4).train().backbone(torch.rand(2, 3, 64, 64))
+    assert [features.shape[1] for features in out] == [256, 512, 1024, 1024]
+
+
 def test_a_triton_that_does_not_work_is_reported_and_done_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "models.norm_kernels", None)
     monkeypatch.delattr("models.norm_kernels", raising=False)
