@@ -453,7 +453,8 @@ class Machine:
         if not ours and (named is None or named.type not in ON_A_GPU):
             self.check_generator(kwargs.get("generator"), CPU)
             if kwargs.get("pin_memory"):
-                return as_pinned(func(*args, **kwargs | {"pin_memory": False}))
+                made = func(*args, **kwargs | {"pin_memory": False})
+                return as_pinned(garbage(made) if kind is aten.empty else made)
             return func(*args, **kwargs)
         if kind is aten._to_copy:
             return self.moved(func, args, kwargs)

@@ -1,22 +1,35 @@
 """Every script on tiny data, from its first line to its last, on any device: in the rehearsal and on a GPU alike.
 
-The scripts, their data sets and their files are the real ones; the networks are small.
+The scripts, their data sets and their files are the real ones; the networks are small. As a process of its own, below a
+world's folder:
+
+python tests/support/script_runs.py FOLDER KIND SCRIPT [FLAGS]
+
+KIND is `whole`, `killed` after its first epoch, or `nccl`, with one process that talks to itself through NCCL.
 """
 
 import contextlib
 import importlib
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-import test_coco_scripts
-import test_fishyscapes
 import torch
+import torch.distributed as dist
 from torch import nn
 from torchvision.models import DenseNet
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # of a process of its own
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import test_coco_scripts
+import test_fishyscapes
 
 import engine.train
 from data.drawn_world import draw_negatives, draw_street_hazards
@@ -57,17 +70,23 @@ TOOLS = {
 
 
 class World:
-    """The data and the weights that the scripts' flags name, below a folder."""
+    """The data and the weights that the scripts' flags name, below a folder; made where they are not there yet."""
 
     def __init__(self, root: Path):
-        self.files = {name: root / name for name in ("streets", "city", "coco", "lost_and_found")}
-        self.files["ade"] = root / "ADEChallengeData2016"
+        names = ("streets", "city", "coco", "lost_and_found")
+        weights = [f"{network}_{kind}" for network in ("ldn", "deeplab", "segmenter") for kind in ("closed", "hybrid")]
+        self.files = {name: root / name for name in names} | {"ade": root / "ADEChallengeData2016"}
+        self.files |= {name: root / f"{name}.pth" for name in (*weights, "flow")}
+        self.files["frames"] = self.files["streets"] / "test" / "images" / "test" / "t5"
+        if not root.exists():
+            self.make()
+
+    def make(self) -> None:
         draw_street_hazards(self.files["streets"], training=10, validation=2, test=4, width=64, height=48)
         draw_negatives(self.files["ade"], count=4, width=48, height=48)
-        test_fishyscapes.cityscapes(self.files["city"], 8)
+        test_fishyscapes.cityscapes(self.files["city"], 10)
         test_fishyscapes.lost_and_found(self.files["lost_and_found"])
         test_coco_scripts.write_coco(self.files["coco"])
-        self.files["frames"] = self.files["streets"] / "test" / "images" / "test" / "t5"
         with small_networks():
             networks = {
                 "ldn": lambda hybrid: ladder_densenet121(12, hybrid),
@@ -77,14 +96,11 @@ class World:
             for name, build in networks.items():
                 for kind in ("closed", "hybrid"):
                     torch.manual_seed(0)
-                    self.save(f"{name}_{kind}", with_fitting_statistics(build(kind == "hybrid")), root)
+                    network = with_fitting_statistics(build(kind == "hybrid"))
+                    torch.save(network.state_dict(), self.files[f"{name}_{kind}"])
             flow = test_coco_scripts.small_flow()
             flow.load_state_dict(golden_state_dict(flow.state_dict(), gain=0.3))
-            self.save("flow", flow, root)
-
-    def save(self, name: str, network: nn.Module, root: Path) -> None:
-        self.files[name] = root / f"{name}.pth"
-        torch.save(network.state_dict(), self.files[name])
+            torch.save(flow.state_dict(), self.files["flow"])
 
     def run(self, script: str, *flags: str) -> Any:
         """What the script's main returns; it runs in the working directory, and a flag given here comes last."""
@@ -160,14 +176,14 @@ def each_epoch_within(context: Callable[[], contextlib.AbstractContextManager]) 
 
 
 @contextlib.contextmanager
-def stopped_after(epochs: int) -> Iterator[None]:
-    """Inside, Ctrl-C ends a training in the epoch after so many."""
+def stopped_after(epochs: int, stop: Callable[[], None]) -> Iterator[None]:
+    """Inside, a training is stopped at the beginning of the epoch after so many."""
     taken = []
 
     @contextlib.contextmanager
     def counted():
         if len(taken) == epochs:
-            raise KeyboardInterrupt
+            stop()
         taken.append(None)
         yield
 
@@ -179,3 +195,24 @@ def assert_close(found: dict[str, float], expected: dict[str, float], tolerance:
     """Figures by their paths; those of memory are left out, and of numbers that are undefined both are."""
     found, expected = ({key: figures[key] for key in figures if "memory" not in key} for figures in (found, expected))
     assert found == pytest.approx(expected, rel=tolerance, abs=tolerance, nan_ok=True)
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    folder, kind, script, *flags = sys.argv[1:]
+    world = World(Path(folder))
+    with contextlib.ExitStack() as stack:
+        if kind == "killed":
+            stack.enter_context(stopped_after(1, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        elif kind == "nccl":
+            torch.cuda.set_device(0)
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch.device("cuda", 0))
+            stack.callback(dist.destroy_process_group)
+        world.run(script, *flags)
+
+
+if __name__ == "__main__":
+    main()
