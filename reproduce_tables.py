@@ -31,8 +31,9 @@ import yaml
 from engine import run_script
 from engine.checkpoint import sha256, write_whole
 from engine.page import html_link, html_paragraph, html_tables, page
+from engine.recipe import PROJECT
 from engine.report import published_tables
-from engine.run import PROJECT
+from errors import MissingFile, WrongInput
 
 ANOMALIES = ("lf", "static", "road-anomaly", "anomaly-track", "obstacle-track", "street-hazards")
 SCRIPTS = {name: ["evaluate_ood.py", "--dataset", name] for name in ANOMALIES} | {
@@ -74,13 +75,13 @@ def main(argv=None):
 def read_config(path: Path) -> dict[str, dict]:
     """The tables to run, checked before anything is: names, keys, and that data and weights are there."""
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; --config is a YAML file as `python reproduce_tables.py --help` shows")
+        raise MissingFile(f"no file {path}; --config is a YAML file as `python reproduce_tables.py --help` shows")
     try:
         runs = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
+        raise WrongInput(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(runs, dict) or not runs:
-        raise ValueError(f"{path} names no table; possible are {', '.join(SCRIPTS)}")
+        raise WrongInput(f"{path} names no table; possible are {', '.join(SCRIPTS)}")
     problems = []
     for name, run in runs.items():
         if name not in SCRIPTS:
@@ -97,7 +98,7 @@ def read_config(path: Path) -> dict[str, dict]:
             if not Path(run["weights"]).is_file():
                 problems.append(f"{name}: no file {run['weights']} (weights)")
     if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
+        raise WrongInput(f"{path}: " + "; ".join(problems))
     return runs
 
 

@@ -1,25 +1,23 @@
 """Feeding samples to the device: seeded sample by sample, sharded over processes, with errors kept readable."""
 
 import contextlib
-import linecache
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-PROJECT = Path(__file__).resolve().parent.parent
+from errors import LostProcess, message_of
 
 
 class SeededSamples(Dataset):
     """Samples by (epoch, index), whose randomness is a function of (seed, epoch, index) alone.
 
-    torch's generator is seeded for the sample and put back as it was. An error that a file causes is returned
-    instead of raised, so that it reaches the main process as it is.
+    torch's generator is seeded for the sample and put back as it was. An error that a file causes, and no mistake in
+    the code, is returned instead of raised, so that it reaches the main process as it is.
     """
 
     def __init__(self, dataset: Dataset, seed: int):
@@ -32,8 +30,8 @@ class SeededSamples(Dataset):
             torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
             try:
                 return self.dataset[index]
-            except (OSError, ValueError) as error:
-                if not raised_on_purpose(error):
+            except Exception as error:
+                if message_of(error) is None:
                     raise
                 return error
 
@@ -130,21 +128,10 @@ def dead_worker_explained() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # "Caught ... in DataLoader worker" is a worker's own error
             raise
-        raise ChildProcessError(
+        raise LostProcess(
             f"a loader process died ({str(error).splitlines()[0]}); most often memory or /dev/shm ran out: "
             "lower --workers"
         ) from error
-
-
-def raised_on_purpose(error: Exception) -> bool:
-    """Whether a `raise` of this project raised it, and not a mistake in its code or a library."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    source = Path(trace.tb_frame.f_code.co_filename).resolve()
-    if not source.is_relative_to(PROJECT) or ".venv" in source.parts:
-        return False
-    return linecache.getline(str(source), trace.tb_lineno).lstrip().startswith("raise ")
 
 
 def collate(samples: list) -> list | Exception:

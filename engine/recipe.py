@@ -7,7 +7,10 @@ from pathlib import Path
 
 import yaml
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes.yaml"
+from errors import WrongInput
+
+PROJECT = Path(__file__).resolve().parent.parent
+RECIPES = PROJECT / "recipes.yaml"
 SCHEDULES = ("cosine", "constant", "poly")
 
 
@@ -124,29 +127,29 @@ def require_range(key: str, factors: tuple[float, float]) -> None:
 
 def require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise WrongInput(message)
 
 
 def read_recipe(name: str, recipe_type: type, changed: dict, path: Path = RECIPES):
     """A recipe from its block and the changed numbers, and the numbers by source: release, ours, changed."""
     blocks = yaml.safe_load(path.read_text())
     if name not in blocks:
-        raise ValueError(f"{path} has no block {name}; it has {', '.join(blocks)}")
+        raise WrongInput(f"{path} has no block {name}; it has {', '.join(blocks)}")
     kinds = typing.get_type_hints(recipe_type)
     sources: dict[str, dict] = {"release": {}, "ours": {}, "changed": {}}
     for source, numbers in (*blocks[name].items(), ("changed", changed)):
         if source not in sources:
-            raise ValueError(f"{path}, block {name}: {source!r} is neither 'release' nor 'ours'")
+            raise WrongInput(f"{path}, block {name}: {source!r} is neither 'release' nor 'ours'")
         for key, value in (numbers or {}).items():
             if key not in kinds:
-                raise ValueError(f"{key} is not a recipe key of {name}; its keys are {', '.join(kinds)}")
+                raise WrongInput(f"{key} is not a recipe key of {name}; its keys are {', '.join(kinds)}")
             for earlier in sources.values():
                 earlier.pop(key, None)
             sources[source][key] = convert(key, value, kinds[key])
     values = {key: value for numbers in sources.values() for key, value in numbers.items()}
     missing = [key for key in kinds if key not in values]
     if missing:
-        raise ValueError(f"{path}, block {name}: {', '.join(missing)} missing")
+        raise WrongInput(f"{path}, block {name}: {', '.join(missing)} missing")
     return recipe_type(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}), sources
 
 
@@ -157,7 +160,7 @@ def convert(key: str, value: typing.Any, kind: typing.Any) -> typing.Any:
             value = value.strip("[]()").replace(",", " ").split()
         kinds = typing.get_args(kind)
         if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
-            raise ValueError(f"{key}: {value!r} is not {type_name(kind)}")
+            raise WrongInput(f"{key}: {value!r} is not {type_name(kind)}")
         return [convert(key, part, part_kind) for part, part_kind in zip(value, kinds, strict=True)]
     if isinstance(kind, types.UnionType):  # float | None
         if value is None or str(value).lower() in ("none", "null", ""):
@@ -174,7 +177,7 @@ def convert(key: str, value: typing.Any, kind: typing.Any) -> typing.Any:
                 return kind(number)
         except (TypeError, ValueError):
             pass
-    raise ValueError(f"{key}: {value!r} is not {type_name(kind)}")
+    raise WrongInput(f"{key}: {value!r} is not {type_name(kind)}")
 
 
 def type_name(kind: typing.Any) -> str:

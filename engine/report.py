@@ -18,7 +18,6 @@ from torch import Tensor
 from engine.checkpoint import sha256, write_whole
 from engine.curves import Distribution, draw_histogram, draw_precision_recall, draw_roc, panels_png, percent
 from engine.evaluate import Frame, picture_of, shown
-from engine.loader import PROJECT
 from engine.page import (
     html_every_frame,
     html_frames,
@@ -32,7 +31,9 @@ from engine.page import (
 from engine.pictures import Colours, Picture, save_pictures
 from engine.precision import Precision
 from engine.processes import world_size
+from engine.recipe import PROJECT
 from engine.run import device_name, git_revision
+from errors import WrongInput
 from metrics import AnomalyMetrics
 
 PUBLISHED = PROJECT / "published.yaml"
@@ -59,7 +60,7 @@ def evaluation_record(
     try:
         trained = yaml.safe_load(recipe.read_text()) if recipe.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{recipe} beside the weights cannot be read as YAML: {error}; mend it or move it") from error
+        raise WrongInput(f"{recipe} beside the weights cannot be read as YAML: {error}; mend it or move it") from error
     record = {
         "command": shlex.join(["python", *(sys.argv if argv is None else [Path(script).name, *argv])]),
         "dataroot": str(dataroot),

@@ -15,7 +15,7 @@ import torch
 import torchvision
 import yaml
 
-from engine.loader import PROJECT, dead_worker_explained, raised_on_purpose
+from engine.loader import dead_worker_explained
 from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
 from engine.processes import (
     join_processes,
@@ -26,7 +26,8 @@ from engine.processes import (
     wait_for_all,
     world_size,
 )
-from engine.recipe import read_recipe, type_name
+from engine.recipe import PROJECT, read_recipe, type_name
+from errors import FileInTheWay, WrongInput, message_of
 
 NOT_COMPARED = (
     "accumulation",
@@ -158,12 +159,12 @@ def start_run(
     for setting in args.set:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise ValueError(f"--set {setting}: write it as KEY=VALUE")
+            raise WrongInput(f"--set {setting}: write it as KEY=VALUE")
         changed[key] = value
     recipe, sources = read_recipe(name, recipe_type, changed)
 
     if args.exp_name in ("", "..") or Path(args.exp_name).name != args.exp_name:
-        raise ValueError(f"--exp_name {args.exp_name!r} must be a plain folder name")
+        raise WrongInput(f"--exp_name {args.exp_name!r} must be a plain folder name")
     words = sys.argv if argv is None else [Path(script).name, *argv]
     launcher = ["python"] if world_size() == 1 else ["torchrun", "--nproc_per_node", str(world_size())]
     command = shlex.join([*launcher, *words])
@@ -198,7 +199,7 @@ def start_run(
         validate_every=args.validate_every,
     )
     if recipe.sync_batchnorm and device.type != "cuda":
-        raise ValueError(f"sync_batchnorm true needs GPUs, and this run is on {device}: set --sync_batchnorm false")
+        raise WrongInput(f"sync_batchnorm true needs GPUs, and this run is on {device}: set --sync_batchnorm false")
     if not rank():
         check_folder(run)
     wait_for_all()
@@ -219,7 +220,7 @@ def check_folder(run: Run) -> None:
     recipe_file = run.folder / "recipe.yaml"
     if not run.resume:
         if run.folder.exists():
-            raise FileExistsError(f"{run.folder} exists; add --resume to go on with it, or choose another --exp_name")
+            raise FileInTheWay(f"{run.folder} exists; add --resume to go on with it, or choose another --exp_name")
         return
     if not recipe_file.exists():
         print(f"nothing to resume in {run.folder}: starting from the beginning")
@@ -235,7 +236,7 @@ def check_same_recipe(before: dict, now: dict, folder: Path) -> None:
         if before.get(key) != now.get(key)
     ]
     if differences:
-        raise ValueError(
+        raise WrongInput(
             f"{folder} was started with another recipe: {'; '.join(differences)}; "
             "resume with the same command, or choose another --exp_name"
         )
@@ -250,7 +251,7 @@ def choose_device(name: str | None, several_processes: bool = False) -> torch.de
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if world_size() > 1 and not several_processes:
-        raise ValueError(f"this script was started as {world_size()} processes and runs as one: start it with python")
+        raise WrongInput(f"this script was started as {world_size()} processes and runs as one: start it with python")
     try:
         device = join_processes(torch.device(name))
         if device.type == "cuda":
@@ -259,7 +260,7 @@ def choose_device(name: str | None, several_processes: bool = False) -> torch.de
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {error}") from error
+        raise WrongInput(f"--device {name} cannot be used here: {error}") from error
     return device
 
 
@@ -293,15 +294,16 @@ def git_revision() -> str | None:
 
 
 def run_script(main: typing.Callable[[], typing.Any]) -> None:
-    """Run a script's main; an error that this project raises on purpose is one line, any other a traceback."""
+    """Run a script's main; what a user can cause or mend ends in one line, see errors.py, all else in a traceback."""
     try:
         with dead_worker_explained(), lost_neighbour_explained():
             main()
         leave_processes()
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        if not raised_on_purpose(error):
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
             raise
-        sys.exit(told_by(str(error)))
+        sys.exit(told_by(message))
     except KeyboardInterrupt:
         print("\nstopped")
         sys.exit(130)

@@ -12,11 +12,11 @@ from engine.loader import (
     SeededSamples,
     batches,
     evaluation_loader,
-    raised_on_purpose,
     to_device,
     training_loader,
 )
 from engine.run import run_script
+from errors import MissingFile, WrongInput, message_of
 
 # Feeding samples
 
@@ -125,7 +125,7 @@ class Broken(Specks):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
+@pytest.mark.parametrize("error", [MissingFile, WrongInput])
 def test_a_file_error_in_a_worker_arrives_as_it_is(error, workers):
     with pytest.raises(error, match=r"^speck_7\.png is gone$"):
         loaded(Broken(error), workers=workers)
@@ -208,4 +208,4 @@ def test_a_mistake_in_the_code_keeps_its_traceback_from_a_worker_too(workers):
     assert "a slip in the code" in str(mistake.value)
     if workers:
         assert "Traceback" in str(mistake.value)
-    assert not raised_on_purpose(mistake.value)
+    assert message_of(mistake.value) is None
