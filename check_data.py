@@ -55,6 +55,7 @@ from data.listing import PICTURE_ENDINGS, files_below
 from engine import run_script, write_results
 from engine.evaluate import markdown_table
 from engine.run import available_cores
+from errors import LostProcess
 
 MOST = 5  # examples shown of each kind of problem
 MOST_ROWS = 25  # of the table of labels on the screen; results.json holds all
@@ -464,7 +465,7 @@ def looked_at(pairs: Pairs, look: Callable, workers: int, title: str) -> list[Fo
         found = pool.map(look, pairs, chunksize=chunk) if pool else map(look, pairs)
         return list(tqdm(found, f"checking {title}", len(pairs), leave=False, dynamic_ncols=True, disable=None))
     except BrokenProcessPool as error:
-        raise ChildProcessError("a process died; most often memory ran out: lower --workers, or 0 for one") from error
+        raise LostProcess("a process died; most often memory ran out: lower --workers, or 0 for one") from error
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)

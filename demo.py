@@ -23,6 +23,7 @@ import ldn_streethazards_finetune_flow
 import train_denseflow
 from data.drawn_world import draw_negatives, draw_street_hazards
 from engine import run_script, write_results
+from errors import FileInTheWay
 
 # The sizes of the demo; all other numbers are those of recipes.yaml.
 CROPS = ["--crop_size", "96", "--batch_size", "8", "--scale", "0.75", "1.5", "--statistics_batches", "30"]
@@ -94,7 +95,7 @@ def make_folder(folder: Path) -> None:
     """An empty folder for the demo; only one that an earlier demo made is emptied."""
     marker = folder / ".made_by_demo"
     if folder.exists() and not marker.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} exists and was not made by the demo; choose another --folder")
+        raise FileInTheWay(f"{folder} exists and was not made by the demo; choose another --folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     marker.touch()

@@ -41,6 +41,7 @@ from engine.pictures import heat_range, heat_sample
 from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
 from engine.run import peak_memory
+from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, BoundedAnomalyMetrics, ComponentMetrics, mean_of_images
 from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
@@ -227,7 +228,7 @@ def score_names(asked: list[str] | None, hybrid: bool) -> list[str]:
     names = possible if "all" in asked else list(dict.fromkeys(asked))
     missing = [name for name in names if name in DATASET_SCORES and not hybrid]
     if missing:
-        raise ValueError(
+        raise WrongInput(
             f"--scores {' '.join(missing)}: these weights have no dataset head (logits_ood); "
             f"scores that need none: {', '.join(CLASS_SCORES)}"
         )

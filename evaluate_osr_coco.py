@@ -31,6 +31,7 @@ from engine.curves import distribution_of
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, main_process_first, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
+from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import ReleasedScoring, fast_inference, load_network, segmenter, segmenter_dataset_head
@@ -72,7 +73,7 @@ def main(argv=None):
     head = segmenter_dataset_head(args.model)
     score_name = args.score or ("hybrid" if head else "max_logit")
     if score_name in DATASET_SCORES and not head:
-        raise ValueError(
+        raise WrongInput(
             f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
     network = load_network(lambda: segmenter(COCO20.num_classes, bool(head), args.heads, head or "decoder"), args.model)
@@ -102,7 +103,7 @@ def main(argv=None):
     anomaly = merged(anomaly)
     threshold = from_process_0(None if rank() else anomaly.threshold(args.tpr))
     if threshold != threshold:
-        raise ValueError(f"no pixel of an unknown thing in {args.dataroot}: no threshold can be taken from it")
+        raise WrongInput(f"no pixel of an unknown thing in {args.dataroot}: no threshold can be taken from it")
     for scores, prediction, labels in kept:
         opened.update(np.where(scores >= threshold, COCO20.num_classes, prediction), labels)
     shown, heat = in_order(shown), in_order(heat)

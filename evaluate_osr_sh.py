@@ -31,6 +31,7 @@ from engine.curves import distribution_of
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
+from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import fast_inference, has_dataset_head, ladder_densenet121, load_network
@@ -86,7 +87,7 @@ def main(argv=None):
         anomaly = merged(anomaly)
         calibrated[town] = from_process_0(None if rank() else anomaly.threshold(args.tpr))
         if calibrated[town] != calibrated[town]:
-            raise ValueError(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
+            raise WrongInput(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
         if not rank():
             distributions[f"{score_name}, {town} at half resolution"] = distribution_of(anomaly, args.tpr)
 

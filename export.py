@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from engine import run_script
+from errors import MissingFile, WrongInput
 from losses import hybrid_score, max_logit_score
 from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
 from models.weights import read_state_dict
@@ -46,9 +47,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"the export needs {', '.join(missing)}: pip install -r requirements.txt")
+        raise WrongInput(f"the export needs {', '.join(missing)}: pip install -r requirements.txt")
     if not args.output.parent.is_dir():
-        raise FileNotFoundError(f"no folder {args.output.parent} to write {args.output.name} to; make it first")
+        raise MissingFile(f"no folder {args.output.parent} to write {args.output.name} to; make it first")
 
     model = Scored(trained_network(args.network, args.params, args.num_classes, args.heads)).eval()
     unchecked = args.output.with_name(args.output.name + ".unchecked")
@@ -94,7 +95,7 @@ def trained_network(name: str, path: str, num_classes: int | None, heads: int) -
     if num_classes is None:
         weights = read_state_dict(path)
         if CLASS_KEYS[name] not in weights:
-            raise ValueError(f"{path} does not fit {name}: it has no {CLASS_KEYS[name]}. Is it another --network's?")
+            raise WrongInput(f"{path} does not fit {name}: it has no {CLASS_KEYS[name]}. Is it another --network's?")
         num_classes = len(weights[CLASS_KEYS[name]])
     if name == "segmenter":
         head = segmenter_dataset_head(path)
@@ -177,7 +178,7 @@ def check_onnx(model: nn.Module, path: Path, shapes: tuple[tuple[int, ...], ...]
             if not difference <= TOLERANCE:  # NaN is none
                 problems.append(f"{name} of image {shape} differs by {difference:.1e} of the largest magnitude")
     if problems:
-        raise ValueError(
+        raise WrongInput(
             f"ONNX Runtime and torch disagree by more than {TOLERANCE:g}, so no file was written: {'; '.join(problems)}"
         )
     return differences

@@ -33,6 +33,7 @@ from data.files import open_image
 from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
 from engine.checkpoint import write_whole
 from engine.precision import Precision
+from errors import FileInTheWay, MissingFile, WrongInput
 from losses import hybrid_score
 from metrics import AnomalyMetrics
 from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
@@ -86,7 +87,7 @@ def main(argv=None):
         return check(args.benchmark, args.check, images.paths, files, args.dataroot)
 
     if not has_dataset_head(args.params):
-        raise ValueError(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
+        raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     model = load_network(lambda: NETWORKS[args.network](args.num_classes, True), args.params).to(device)
@@ -116,7 +117,7 @@ def images_of(root: Path) -> ImageFolder:
     found = len(images)
     images.paths = [path for path in images.paths if not LABEL_MAP.search(path.name)]
     if not images.paths:
-        raise FileNotFoundError(f"only label maps below {root}; --dataroot is a folder with images")
+        raise MissingFile(f"only label maps below {root}; --dataroot is a folder with images")
     if len(images) < found:
         print(f"{found - len(images)} label maps below {root} are left out")
     return images
@@ -142,7 +143,7 @@ def files_of(benchmark: str, paths: list[Path], method: str, dataset: str | None
     twice = [frame for frame, count in Counter(frames).items() if count > 1]
     if twice:
         same = [str(path) for path, frame in zip(paths, frames, strict=True) if frame == twice[0]]
-        raise ValueError(f"{' and '.join(same)} would have one score map; give a --dataroot in which names differ")
+        raise WrongInput(f"{' and '.join(same)} would have one score map; give a --dataroot in which names differ")
     return [frame + ENDINGS[benchmark] for frame in frames]
 
 
@@ -153,15 +154,15 @@ def start_folder(folder: Path, settings: dict, ending: str) -> None:
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            raise ValueError(f"{file} is damaged; remove the folder, or choose another --folder") from None
+            raise WrongInput(f"{file} is damaged; remove the folder, or choose another --folder") from None
         changed = [key for key in settings if not isinstance(before, dict) or before.get(key) != settings[key]]
         if changed:
-            raise ValueError(
+            raise WrongInput(
                 f"{folder} was written with other settings ({', '.join(changed)}; see {SETTINGS}); "
                 "choose another --folder, or remove this one"
             )
     elif any(folder.rglob("*" + ending)):
-        raise FileExistsError(f"{folder} holds *{ending} but no {SETTINGS} that says whose; choose another --folder")
+        raise FileInTheWay(f"{folder} holds *{ending} but no {SETTINGS} that says whose; choose another --folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(json.dumps(settings, indent=2).encode(), file)
@@ -203,9 +204,9 @@ def export(model, images: ImageFolder, files: list[str], args, device, precision
 def stored_scores(scores: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """Scores as they are stored; ValueError for those that are not finite, or too large for the type."""
     if not np.isfinite(scores).all():
-        raise ValueError(f"{name}: {(~np.isfinite(scores)).sum():,} scores are not finite; are the weights damaged?")
+        raise WrongInput(f"{name}: {(~np.isfinite(scores)).sum():,} scores are not finite; are the weights damaged?")
     if dtype == np.float16 and np.abs(scores).max() > HALF_MAX:
-        raise ValueError(
+        raise WrongInput(
             f"{name}: scores from {scores.min():.6g} to {scores.max():.6g} do not fit float16, +-{HALF_MAX:.0f}; "
             "bring them there with --shift, the same for all frames"
         )
@@ -230,10 +231,10 @@ def read_map(path: Path) -> np.ndarray:
             return np.load(path, allow_pickle=False)
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("value"), h5py.Dataset):
-                raise ValueError(f'holds no data set "value" but {", ".join(file) or "nothing"}')
+                raise WrongInput(f'holds no data set "value" but {", ".join(file) or "nothing"}')
             return file["value"][()]
     except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:  # h5py's and NumPy's on damaged files
-        raise ValueError(f"cannot be read: {error}") from None
+        raise WrongInput(f"cannot be read: {error}") from None
 
 
 def map_problem(path: Path, size: tuple[int, int], dtype: np.dtype) -> str | None:
@@ -262,7 +263,7 @@ def size_of(path: Path) -> tuple[int, int]:
 def check(benchmark: str, folder: Path, paths: list[Path], files: list[str], root: Path) -> dict:
     """Compare a folder of score maps with the images; every problem is told, and any ends with exit code 1."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; --check is what --folder was when the score maps were written")
+        raise MissingFile(f"no folder {folder}; --check is what --folder was when the score maps were written")
     problems, dtype = [], DTYPES[benchmark]
     whole = {}
     bar = tqdm(list(zip(paths, files, strict=True)), "checking", leave=False, dynamic_ncols=True, disable=None)

@@ -49,6 +49,7 @@ from engine import (
 from engine.checkpoint import sha256, write_whole
 from engine.pictures import Drawing, heat_range
 from engine.precision import Precision
+from errors import FileInTheWay, MissingFile, UnusableFile, WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from models import (
     deeplabv3plus,
@@ -192,12 +193,12 @@ def list_inputs(source: Path, folder: Path) -> dict[str, Path]:
         return {source.name: source}
     kind = why_no_file(source)
     if kind not in (None, "a folder"):
-        raise ValueError(f"--input {source} is {kind}; give an image, a folder of images or a video")
+        raise WrongInput(f"--input {source} is {kind}; give an image, a folder of images or a video")
     if not source.is_dir():
-        raise FileNotFoundError(f"no file or folder {source}; --input is an image, a folder of images or a video")
+        raise MissingFile(f"no file or folder {source}; --input is an image, a folder of images or a video")
     inside, output = source.resolve(), folder.resolve()
     if inside == output:
-        raise ValueError(
+        raise WrongInput(
             f"--folder {folder} is the folder of the input; choose another, such as {folder / 'predicted'}"
         )
     listing = files_below(source, ENDINGS)
@@ -206,7 +207,7 @@ def list_inputs(source: Path, folder: Path) -> dict[str, Path]:
     results = {place for place in {path.parent for path in paths} if place.resolve().is_relative_to(output)}
     inputs = {path.relative_to(source).as_posix(): path for path in paths if path.parent not in results}
     if not inputs:
-        raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) below {source}; videos are given one by one")
+        raise MissingFile(f"no image ({', '.join(ENDINGS)}) below {source}; videos are given one by one")
     return inputs
 
 
@@ -231,7 +232,7 @@ def import_ffmpeg(path: Path):
     try:
         import imageio_ffmpeg
     except ImportError:
-        raise ValueError(
+        raise WrongInput(
             f"{path} is a video, and the package that reads them is missing: pip install -r requirements-video.txt"
         ) from None
     return imageio_ffmpeg
@@ -249,13 +250,13 @@ def open_model(args, device: torch.device, precision: Precision) -> tuple[nn.Mod
         build = partial(networks[args.network], num_classes, head)
     score_name = args.score or ("hybrid" if head else "max_logit")
     if score_name in DATASET_SCORES and not head:
-        raise ValueError(
+        raise WrongInput(
             f"--score {score_name}: {args.params} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
     try:
         model = load_network(build, args.params)
     except ValueError as error:
-        raise ValueError(
+        raise WrongInput(
             f"{error} Expected by --network {args.network} --classes {args.classes}: {num_classes} classes"
         ) from None
     model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
@@ -274,12 +275,12 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
     try:
         results = json.loads(path.read_text())
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"--calibration {path} cannot be opened ({error.strerror}); it is the results.json of evaluate_ood.py, "
             "evaluate_osr_sh.py or evaluate_osr_coco.py"
         ) from error
     except ValueError as error:
-        raise ValueError(f"--calibration {path} is no JSON file ({error}); give the results.json itself") from error
+        raise WrongInput(f"--calibration {path} is no JSON file ({error}); give the results.json itself") from error
 
     def at(*keys):
         value = results
@@ -291,7 +292,7 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
     if isinstance(at("pooled"), dict):
         thresholds = {name: at("pooled", name, "threshold95") for name in at("pooled")}
     elif at("mean_of_images") is not None:
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} has figures of each image by itself (mean_of_images) and no threshold for all "
             "(pooled): run evaluate_ood.py once more with --pooled"
         )
@@ -301,22 +302,22 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
         thresholds = {at("score"): at("threshold")}
     else:
         held = f"its keys are {', '.join(results)}" if isinstance(results, dict) else "it holds no keys"
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} has no threshold: {held}; expected are pooled/SCORE/threshold95 (evaluate_ood.py), "
             "t5/threshold, t6/threshold and score (evaluate_osr_sh.py), or threshold and score (evaluate_osr_coco.py)"
         )
     if at("released_scoring"):
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} was made with --released_scoring, whose scores are of probabilities; the scores "
             "here are of logits: evaluate without it"
         )
     if score_name not in thresholds:
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} has a threshold for the score {' and '.join(map(str, thresholds))}, and the score "
             f"here is {score_name}: choose it with --score, or evaluate this one"
         )
     if not is_number(thresholds[score_name]):
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} has {thresholds[score_name]!r} for the threshold of {score_name}: was there no "
             "pixel of an unknown thing to take it from?"
         )
@@ -353,7 +354,7 @@ def check_memory(
     ways = [f"--max_side 2048 (about {needed(2048, tile) / 1e9:.1f} GB)"]
     if network != "segmenter":
         ways.append(f"--tile 1024 (about {needed(max_side, 1024) / 1e9:.1f} GB)")
-    raise ValueError(
+    raise WrongInput(
         f"its {width}x{height} pixels take about {needed(max_side, tile) / 1e9:.1f} GB of memory and "
         f"{free / 1e9:.1f} GB are free; try {' or '.join(ways)}"
     )
@@ -405,9 +406,9 @@ def predicted(
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise ValueError(f"memory does not suffice for {size[1]}x{size[0]} pixels; try --max_side or --tile") from error
+        raise WrongInput(f"memory does not suffice for {size[1]}x{size[0]} pixels; try --max_side or --tile") from error
     if not scores.isfinite().all():
-        raise ValueError("its scores are not finite; are these weights damaged?")
+        raise WrongInput("its scores are not finite; are these weights damaged?")
     return classes[0].cpu().numpy(), scores[0].cpu().numpy()
 
 
@@ -436,7 +437,7 @@ def picture_lines(
             line = {"name": name, "file": fingerprint(inputs[name])}
             try:
                 if reason:
-                    raise ValueError(reason)
+                    raise WrongInput(reason)
                 prediction = predict(image)
                 pending.append(pool.submit(write_picture, line, image, *prediction, files(name), drawing, started))
             except ValueError as error:
@@ -502,7 +503,7 @@ def video_lines(
                     number, unknown = number + 1, unknown + (told["unknown_share"] or 0)
                     bar.update()
             if not number:
-                raise ValueError("it has no frame")
+                raise WrongInput("it has no frame")
             os.replace(part, whole)
         except (ValueError, OSError, RuntimeError, StopIteration) as error:  # the package raises whatever ffmpeg said
             part.unlink(missing_ok=True)
@@ -541,7 +542,7 @@ def open_folder(folder: Path, settings: dict) -> dict[str, dict]:
     if not path.exists():
         there = [name for name in (REPORT, *KINDS) if (folder / name).exists()]
         if there or (folder.exists() and not folder.is_dir()):
-            raise FileExistsError(
+            raise FileInTheWay(
                 f"{folder} was not made by predict.py, having no {SETTINGS} but {', '.join(there) or 'being a file'}; "
                 "choose another --folder"
             )
@@ -555,7 +556,7 @@ def open_folder(folder: Path, settings: dict) -> dict[str, dict]:
         if before.get(key) != now.get(key)
     ]
     if differences:
-        raise ValueError(
+        raise WrongInput(
             f"{folder} was made with other settings: {'; '.join(differences)}; "
             "give the same, or choose another --folder"
         )
@@ -601,7 +602,7 @@ def write_or_explain(content: bytes, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(content, path)
     except OSError as error:
-        raise OSError(
+        raise UnusableFile(
             error.errno,
             f"could not write {path}: {os.strerror(error.errno)}. Make room or make the folder writable, then run the "
             "same command again: what is done is kept",

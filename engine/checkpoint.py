@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from errors import UnusableFile
+
 
 def save(content: Any, path: Path) -> None:
     """torch.save that never leaves a half-written file at `path`.
@@ -33,7 +35,7 @@ def write_whole(content: bytes | memoryview, path: Path) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         older = "the older one is whole" if path.exists() else "nothing was written"
-        raise OSError(
+        raise UnusableFile(
             error.errno,
             f"could not write {path} ({error.strerror}); {older}. "
             "Make room or make the folder writable, then go on with --resume",

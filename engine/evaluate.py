@@ -20,6 +20,7 @@ from engine.precision import FLOAT32, Precision
 from engine.processes import from_process_0, merged, progress_bar, rank, world_size
 from engine.run import Run
 from engine.windows import check_sides
+from errors import OutOfMemory
 from metrics import BoundedAnomalyMetrics, ConfusionMatrix
 
 
@@ -86,7 +87,7 @@ class Forward:
                 self.stream.synchronize()
         except torch.OutOfMemoryError as error:
             height, width = tensors[0].shape[-2:]
-            raise MemoryError(
+            raise OutOfMemory(
                 f"{self.device} has not enough memory for {name}, {width} x {height} pixels "
                 f"({str(error).splitlines()[0]}): evaluate with --precision bfloat16, or with a smaller --tile or "
                 "--window where the script has it; or take a GPU with more memory, on which nothing else runs"

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from errors import LostProcess, WrongInput
+
 PATIENCE = datetime.timedelta(hours=2)  # for a process that is slower; torchrun ends all where one has died
 LOST_NEIGHBOUR = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
@@ -39,11 +41,11 @@ def join_processes(device: torch.device) -> torch.device:
     if device.type == "cuda":
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         if device.index is not None:
-            raise ValueError(
+            raise WrongInput(
                 f"--device {device} names one GPU for {world_size()} processes; --device cuda gives each its own"
             )
         if local_rank >= torch.cuda.device_count():
-            raise ValueError(
+            raise WrongInput(
                 f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
                 "start as many with --nproc_per_node, or take --device cpu"
             )
@@ -83,7 +85,7 @@ def lost_neighbour_explained() -> Iterator[None]:
     except RuntimeError as error:
         if world_size() == 1 or not any(words in str(error) for words in LOST_NEIGHBOUR):
             raise
-        raise ChildProcessError(
+        raise LostProcess(
             "another process of this run has died; what went wrong is in its own lines. The last checkpoint is whole: "
             "a training goes on with --resume, with any number of processes"
         ) from error

@@ -182,7 +182,7 @@ def start_run(
         "recipe": sources,
     }
     if args.validate_every < 1:
-        raise ValueError(f"--validate_every {args.validate_every}: it is a number of epochs, at least 1")
+        raise WrongInput(f"--validate_every {args.validate_every}: it is a number of epochs, at least 1")
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     record |= {"device": device_name(device), "precision": precision.name}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import DenseNet121_Weights
 
+from errors import MissingFile, WrongInput
 from models.vit import resize_positions
 
 RELEASED = "the README lists the released files and where they are"
@@ -40,14 +41,14 @@ def read_state_dict(path: str | Path, source: str = RELEASED) -> dict[str, Tenso
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weight file {path}; {source}")
+        raise MissingFile(f"no weight file {path}; {source}")
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             # Mapped, so that a look at the keys reads no weights; files of PyTorch before 1.6 cannot be.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch.load fails in a dozen ways on a file that is not its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
+        raise WrongInput(
             f"{path} cannot be read as a weight file: it is none, is damaged, or holds other objects than "
             f"tensors and numbers ({reason})"
         ) from error
@@ -59,7 +60,7 @@ def read_state_dict(path: str | Path, source: str = RELEASED) -> dict[str, Tenso
         or not content
         or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
     ):
-        raise ValueError(f"{path} holds no state_dict; expected a dict of tensors by parameter name")
+        raise WrongInput(f"{path} holds no state_dict; expected a dict of tensors by parameter name")
     for prefix in ("module.", "flow."):
         if all(key.startswith(prefix) for key in content):
             content = {key.removeprefix(prefix): value for key, value in content.items()}
@@ -134,7 +135,7 @@ def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) 
             try:
                 torch.hub.load_state_dict_from_url(DENSENET121_URL, check_hash=True, weights_only=True)
             except (OSError, RuntimeError) as error:  # urllib's errors, and a hash that does not fit
-                raise FileNotFoundError(
+                raise MissingFile(
                     f"ImageNet weights of DenseNet-121 could not be downloaded ({error}); get {DENSENET121_URL} "
                     f"and put it at {path}, or give its place with --init FILE"
                 ) from error
@@ -164,7 +165,7 @@ def load_imagenet_vit(model: nn.Module, path: str | Path, source: str = IMAGENET
     try:
         fit_state_dict(encoder, weights, path)
     except ValueError as error:
-        raise ValueError(f"{error} ({source})") from None
+        raise WrongInput(f"{error} ({source})") from None
     return model
 
 
@@ -181,7 +182,7 @@ def fit_state_dict(module: nn.Module, state_dict: dict[str, Tensor], path: str |
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
         told = "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in problems.items() if keys)
-        raise ValueError(
+        raise WrongInput(
             f"{path} does not fit {type(module).__name__}: {told}. Is it another model's file, or has it "
             "another number of classes?"
         )
