@@ -8,7 +8,6 @@ listed with the way to mend it. The exit code is 1 where the data cannot be used
 than is published is only a warning. Nothing is written below DATAROOT.
 """
 
-import argparse
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -54,7 +53,7 @@ from data.images import VALUE_MODES, Header, label_maps_among
 from data.listing import PICTURE_ENDINGS, files_below
 from engine import run_script, write_results
 from engine.evaluate import markdown_table
-from engine.run import available_cores
+from engine.flags import Parser, available_cores, number_of_workers
 from errors import LostProcess
 
 MOST = 5  # examples shown of each kind of problem
@@ -203,15 +202,16 @@ CHOSEN = {"training": 20581, "validation": 4952}  # of COCO's photographs; as da
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--dataset", required=True, choices=list(SOURCES))
     parser.add_argument("--dataroot", required=True, type=Path, help="the data set's folder")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all that are read)")
     parser.add_argument("--quick", action="store_true", help="folders, pairs and the files' headers only")
     parser.add_argument(
-        "--workers", type=int, default=available_cores(), help="processes; 0: this one (default: all cores)"
+        "--workers",
+        type=number_of_workers,
+        default=available_cores(),
+        help="processes; 0: this one (default: all cores)",
     )
     parser.add_argument(
         "--max_pixels",

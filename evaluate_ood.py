@@ -37,6 +37,7 @@ from engine import (
     write_results,
 )
 from engine.curves import distribution_of
+from engine.flags import add_pictures_flag, add_tile_flags, check_tile
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
@@ -126,17 +127,10 @@ def main(argv=None):
         help="pool pixels in 96 MiB a score, however many there are; the figures then say how far off they can be "
         "(connected components still take 4 bytes a pixel and score)",
     )
-    parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
-    parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=6,
-        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
-    )
+    add_tile_flags(parser)
+    add_pictures_flag(parser)
     args = parser.parse_args(argv)
-    if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
-        parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
+    check_tile(parser, args)
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
 

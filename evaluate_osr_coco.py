@@ -28,6 +28,7 @@ from engine import (
     write_results,
 )
 from engine.curves import distribution_of
+from engine.flags import add_heads_flag, add_pictures_flag, share, whole_number
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, main_process_first, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
@@ -42,31 +43,26 @@ def main(argv=None):
     parser = script_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="COCO, the folder with images/, labels/ and labels.txt")
     parser.add_argument("--model", required=True, help="weights of a Segmenter, closed-set or hybrid")
-    parser.add_argument("--tpr", type=float, default=0.95, help="share of outlier pixels to find (default 0.95)")
+    parser.add_argument("--tpr", type=share, default=0.95, help="share of outlier pixels to find (default 0.95)")
     parser.add_argument(
         "--score",
         choices=[*DATASET_SCORES, *CLASS_SCORES],
         help="(default: hybrid, or max_logit for closed-set weights)",
     )
     parser.add_argument("--released_scoring", action="store_true", help="probabilities in the place of logits")
-    parser.add_argument("--heads", type=int, default=16, help="of the encoder: 16 in the released weights, the default")
-    parser.add_argument("--window", type=int, default=512, help="side of the windows (default 512)")
-    parser.add_argument("--window_stride", type=int, default=320, help="pixels between windows (default 320)")
+    add_heads_flag(parser)
+    parser.add_argument("--window", type=whole_number(1), default=512, help="side of the windows (default 512)")
+    parser.add_argument(
+        "--window_stride", type=whole_number(1), default=320, help="pixels between windows (default 320)"
+    )
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path("results", "evaluate_osr_coco"),
         help="where results.json, index.html and others go",
     )
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=6,
-        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
-    )
+    add_pictures_flag(parser)
     args = parser.parse_args(argv)
-    if not 0 < args.tpr <= 1:
-        parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
 

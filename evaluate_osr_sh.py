@@ -28,6 +28,7 @@ from engine import (
     write_results,
 )
 from engine.curves import distribution_of
+from engine.flags import add_pictures_flag, share
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, merged, rank
 from engine.report import FrameRanking, evaluation_record, published_tables, write_report
@@ -44,7 +45,7 @@ def main(argv=None):
     parser = script_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
     parser.add_argument("--model", required=True, help="weights of an LDN-121, closed-set or hybrid")
-    parser.add_argument("--tpr", type=float, default=0.95, help="share of outlier pixels to find (default 0.95)")
+    parser.add_argument("--tpr", type=share, default=0.95, help="share of outlier pixels to find (default 0.95)")
     parser.add_argument(
         "--score",
         choices=[*DATASET_SCORES, *CLASS_SCORES],
@@ -56,15 +57,8 @@ def main(argv=None):
         default=Path("results", "evaluate_osr_sh"),
         help="where results.json, index.html and others go",
     )
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=6,
-        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
-    )
+    add_pictures_flag(parser)
     args = parser.parse_args(argv)
-    if not 0 < args.tpr <= 1:
-        parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
 

@@ -7,7 +7,6 @@ dataset head dataset_logits (B, 2, H, W) and hybrid_score (B, H, W), for closed-
 Larger scores are more anomalous. Normalisation is inside.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from engine import run_script
+from engine.flags import Parser, add_heads_flag, whole_number
 from errors import MissingFile, WrongInput
+from labels import OUTLIER
 from losses import hybrid_score, max_logit_score
 from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
 from models.weights import read_state_dict
@@ -36,14 +37,12 @@ CLASS_KEYS = {  # a tensor in the weights whose first dimension is the number of
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--params", required=True, help="weights, closed-set or hybrid")
     parser.add_argument("--network", required=True, choices=list(CLASS_KEYS), help="whose weights they are")
     parser.add_argument("--output", required=True, type=Path, help="the ONNX file to write")
-    parser.add_argument("--num_classes", type=int, help="K (default: as many as the weights have)")
-    parser.add_argument("--heads", type=int, default=16, help="of Segmenter's encoder; the weights do not tell them")
+    parser.add_argument("--num_classes", type=whole_number(1, OUTLIER), help="K (default: as many as the weights have)")
+    add_heads_flag(parser)
     args = parser.parse_args(argv)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:

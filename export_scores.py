@@ -32,8 +32,10 @@ from data import AnomalyTrack, Cityscapes, FishyscapesStatic, ImageFolder, LostA
 from data.files import open_image
 from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
 from engine.checkpoint import write_whole
+from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
 from engine.precision import Precision
 from errors import FileInTheWay, MissingFile, WrongInput
+from labels import OUTLIER
 from losses import hybrid_score
 from metrics import AnomalyMetrics
 from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
@@ -56,7 +58,7 @@ def main(argv=None):
     parser.add_argument("--network", choices=list(NETWORKS), default="deeplabv3plus", help="(default deeplabv3plus)")
     parser.add_argument(
         "--num_classes",
-        type=int,
+        type=whole_number(1, OUTLIER),
         default=Cityscapes.num_classes,
         help="that the weights know (default 19, Cityscapes'; 12 for StreetHazards)",
     )
@@ -65,17 +67,18 @@ def main(argv=None):
         "--dataset", help="smiyc: the data set's folder (default: X-all where dataset_X is in --dataroot)"
     )
     parser.add_argument(
-        "--shift", type=float, default=0.0, help="subtracted from every score; float16 is finest around 0 (default 0)"
+        "--shift",
+        type=finite_number,
+        default=0.0,
+        help="subtracted from every score; float16 is finest around 0 (default 0)",
     )
-    parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
-    parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
+    add_tile_flags(parser)
     args = parser.parse_args(argv)
     if (args.folder is None) == (args.check is None):
         parser.error("give either --folder, to write score maps, or --check, to check those of a folder")
     if args.folder and not args.params:
         parser.error("--folder needs --params, the weights")
-    if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
-        parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
+    check_tile(parser, args)
     for name in (args.method, args.dataset):
         if name is not None and (name in ("", "..") or Path(name).name != name):
             parser.error(f"--method and --dataset are plain folder names, not {name!r}")

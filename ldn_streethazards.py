@@ -17,6 +17,8 @@ from engine import (
     argument_parser,
     closed_set_figures,
     fit,
+    require,
+    require_positive,
     require_two_at_once,
     run_script,
     start_run,
@@ -29,6 +31,13 @@ from models import backbone_slower, ladder_densenet121, load_imagenet_densenet12
 class ClosedSetRecipe(Recipe):
     adam_eps: float
     backbone_lr_factor: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "adam_eps")
+        require(
+            0 < self.backbone_lr_factor <= 1, f"backbone_lr_factor {self.backbone_lr_factor} must be over 0, at most 1"
+        )
 
 
 def main(argv=None):

@@ -47,6 +47,7 @@ from engine import (
     to_device,
 )
 from engine.checkpoint import sha256, write_whole
+from engine.flags import add_heads_flag, add_tile_flags, check_tile, finite_number, whole_number
 from engine.pictures import Drawing, heat_range
 from engine.precision import Precision
 from errors import FileInTheWay, MissingFile, UnusableFile, WrongInput
@@ -91,12 +92,12 @@ def main(argv=None):
         help="(default: hybrid, or max_logit for closed-set weights)",
     )
     unknown = parser.add_mutually_exclusive_group()
-    unknown.add_argument("--threshold", type=float, help="a pixel whose score reaches it is unknown")
+    unknown.add_argument("--threshold", type=finite_number, help="a pixel whose score reaches it is unknown")
     unknown.add_argument("--calibration", type=Path, help="results.json of an evaluation, whose threshold is taken")
     parser.add_argument(
         "--heat_range",
         nargs=2,
-        type=float,
+        type=finite_number,
         metavar=("LOW", "HIGH"),
         help="scores that are black and pale yellow in every heat map (default: the calibration's, else 1 %% and "
         "99 %% of each picture's)",
@@ -104,25 +105,21 @@ def main(argv=None):
     parser.add_argument("--raw", choices=["png16", "npy", "none"], default="png16", help="score maps (default png16)")
     parser.add_argument(
         "--max_pixels",
-        type=int,
+        type=whole_number(1),
         default=MAX_PIXELS,
         help=f"a picture of more pixels is refused by its header (default {MAX_PIXELS:,})",
     )
-    parser.add_argument("--max_side", type=int, help="the network sees pictures shrunk to this longer side")
-    parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
-    parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
-    parser.add_argument("--heads", type=int, default=16, help="of segmenter's encoder (default 16, as released)")
+    parser.add_argument(
+        "--max_side", type=whole_number(SMALLEST), help="the network sees pictures shrunk to this longer side"
+    )
+    add_tile_flags(parser)
+    add_heads_flag(parser)
     args = parser.parse_args(argv)
-    if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
-        parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
+    check_tile(parser, args)
     if args.tile is not None and args.network == "segmenter":
         parser.error(f"--tile: segmenter runs in windows of {WINDOW} anyway")
-    if args.threshold is not None and not math.isfinite(args.threshold):
-        parser.error(f"--threshold {args.threshold} is no number")
-    if args.heat_range and not -math.inf < args.heat_range[0] < args.heat_range[1] < math.inf:
+    if args.heat_range and not args.heat_range[0] < args.heat_range[1]:
         parser.error(f"--heat_range {args.heat_range[0]:g} {args.heat_range[1]:g}: LOW must be below HIGH")
-    if args.max_side is not None and args.max_side < SMALLEST:
-        parser.error(f"--max_side {args.max_side} must be at least {SMALLEST}")
     args.classes = args.classes or NETWORKS[args.network]
     device, known = choose_device(args.device), CLASSES[args.classes]
     precision = choose_precision(args.precision, device)

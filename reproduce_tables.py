@@ -19,7 +19,6 @@ figures side by side. Paths are taken from the working directory. The same comma
 failed, or has another command or other weights; the data are not compared: remove OUTPUT_DIR/TABLE where they changed.
 """
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -30,6 +29,7 @@ import yaml
 
 from engine import run_script
 from engine.checkpoint import sha256, write_whole
+from engine.flags import Parser
 from engine.page import html_link, html_paragraph, html_tables, page
 from engine.recipe import PROJECT
 from engine.report import published_tables
@@ -46,9 +46,7 @@ KEYS = {"dataroot", "weights", "flags"}
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--config", required=True, type=Path, help="YAML file with data roots and weights")
     parser.add_argument("--folder", required=True, type=Path, help="where the results go")
     args = parser.parse_args(argv)

@@ -23,6 +23,7 @@ from engine import (
     evaluation_loader,
     fit,
     main_process_first,
+    require_positive,
     run_script,
     same_noise,
     save_samples,
@@ -54,9 +55,7 @@ class FlowTraining(Recipe):
         super().__post_init__()
         if self.crop_size % 8:
             raise WrongInput(f"crop_size {self.crop_size} must be a multiple of 8 for a flow")
-        for key in ("adamax_eps", "validation_images", "sampled_images"):
-            if getattr(self, key) <= 0:
-                raise WrongInput(f"{key} must be positive, not {getattr(self, key)}")
+        require_positive(self, "adamax_eps", "validation_images", "sampled_images")
         if self.statistics_batches:
             raise WrongInput("statistics_batches must be 0: a flow has no BatchNorm")
         if self.sync_batchnorm:

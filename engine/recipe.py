@@ -1,5 +1,6 @@
 """Recipes: the numbers of a training, from recipes.yaml and the command line, typed and checked."""
 
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import yaml
 
+from engine.flags import LARGEST
 from errors import WrongInput
 
 PROJECT = Path(__file__).resolve().parent.parent
 RECIPES = PROJECT / "recipes.yaml"
 SCHEDULES = ("cosine", "constant", "poly")
+LARGEST_CROP = 2**14  # pixels a side, 3 GiB an image: a larger number is a slip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,8 @@ class Recipe:
     sync_batchnorm: bool
 
     def __post_init__(self):
-        for key in ("lr", "epochs", "batch_size", "crop_size", "accumulation"):
-            require(getattr(self, key) > 0, f"{key} must be positive, not {getattr(self, key)}")
+        require_positive(self, "lr", "epochs", "batch_size", "crop_size", "accumulation")
+        require(self.crop_size <= LARGEST_CROP, f"crop_size {self.crop_size} must be at most {LARGEST_CROP}")
         require(
             self.batch_size % self.accumulation == 0,
             f"accumulation {self.accumulation} must divide batch_size {self.batch_size}",
@@ -62,7 +65,7 @@ class HybridRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.adam_eps > 0, f"adam_eps must be positive, not {self.adam_eps}")
+        require_positive(self, "adam_eps")
         require(self.beta >= 0, f"beta must not be negative: {self.beta}")
 
 
@@ -76,6 +79,7 @@ class RealNegativesRecipe(HybridRecipe):
 
     def __post_init__(self):
         super().__post_init__()
+        require_positive(self, "negative_resize", "negative_size")
         require_range("negative_scale", self.negative_scale)
         require(
             self.negative_size <= self.crop_size,
@@ -100,8 +104,7 @@ class FlowRecipe(HybridRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        for key in ("flow_lr_pretrained", "flow_lr_scratch", "flow_eps", "validation_patches"):
-            require(getattr(self, key) > 0, f"{key} must be positive, not {getattr(self, key)}")
+        require_positive(self, "flow_lr_pretrained", "flow_lr_scratch", "flow_eps", "validation_patches")
         require(0 < self.flow_lr_decay <= 1, f"flow_lr_decay {self.flow_lr_decay} must lie over 0 and at most at 1")
         for key in ("divergence_weight", "bits_weight"):
             require(getattr(self, key) >= 0, f"{key} must not be negative: {getattr(self, key)}")
@@ -123,6 +126,11 @@ class FlowRecipe(HybridRecipe):
 
 def require_range(key: str, factors: tuple[float, float]) -> None:
     require(0 < factors[0] <= factors[1], f"{key} {list(factors)} must be a range of positive factors")
+
+
+def require_positive(recipe: Recipe, *keys: str) -> None:
+    for key in keys:
+        require(getattr(recipe, key) > 0, f"{key} must be positive, not {getattr(recipe, key)}")
 
 
 def require(condition: bool, message: str) -> None:
@@ -173,9 +181,9 @@ def convert(key: str, value: typing.Any, kind: typing.Any) -> typing.Any:
     if kind in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-            if number == number and abs(number) != float("inf") and number == kind(number):
+            if math.isfinite(number) and number == kind(number) and (kind is float or abs(number) <= LARGEST):
                 return kind(number)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last: a whole number past all floats
             pass
     raise WrongInput(f"{key}: {value!r} is not {type_name(kind)}")
 

@@ -15,6 +15,7 @@ import torch
 import torchvision
 import yaml
 
+from engine.flags import LARGEST_SEED, Parser, available_cores, number_of_workers, whole_number
 from engine.loader import dead_worker_explained
 from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
 from engine.processes import (
@@ -57,7 +58,9 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = script_parser(description)
     parser.add_argument("--exp_name", required=True, help="the run's folder is logs/EXP_NAME")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, crops and negatives (default 0)")
+    parser.add_argument(
+        "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of the weights, crops and negatives (default 0)"
+    )
     parser.add_argument(
         "--cache",
         metavar="FOLDER",
@@ -71,7 +74,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--validate_every",
-        type=int,
+        type=whole_number(1),
         default=1,
         metavar="EPOCHS",
         help="validate after every so many epochs, and after the last (default 1); best.pth is one of these",
@@ -84,13 +87,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 def script_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags of every script, training or evaluation."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=number_of_workers,
         default=min(8, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
         help="loader processes, of each GPU's process where there are several; results do not depend on it",
     )
@@ -129,7 +130,12 @@ def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExc
         "whole patches are pasted",
     )
     parser.add_argument(
-        "--neg_leave_out", nargs="+", type=int, default=[], metavar="ID", help="label ids of which nothing is pasted"
+        "--neg_leave_out",
+        nargs="+",
+        type=whole_number(0, 255),
+        default=[],
+        metavar="ID",
+        help="label ids of which nothing is pasted",
     )
     add_size_flag(parser, "--neg_images")
     return group
@@ -181,8 +187,6 @@ def start_run(
         "processes": world_size(),
         "recipe": sources,
     }
-    if args.validate_every < 1:
-        raise WrongInput(f"--validate_every {args.validate_every}: it is a number of epochs, at least 1")
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     record |= {"device": device_name(device), "precision": precision.name}
@@ -276,10 +280,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_revision() -> str | None:

@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise WrongInput(f"{heads} attention heads do not divide the width {width} evenly; choose a divisor of it")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)

@@ -161,7 +161,7 @@ def test_the_share_of_outliers_to_find_is_a_flag(command, weights_are_there, in_
         script.main([*flags, "--tpr", "0.9"])
     with pytest.raises(SystemExit):
         script.main([*flags, "--tpr", "0"])
-    assert "--tpr 0 must be over 0 and at most 1" in capsys.readouterr().err
+    assert "--tpr: 0 must be over 0 and at most 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--momentum", "--decay"])
