@@ -52,6 +52,7 @@ from data.files import (
 from data.images import VALUE_MODES, Header, label_maps_among
 from data.listing import PICTURE_ENDINGS, files_below
 from engine import run_script, write_results
+from engine.checkpoint import require_writable
 from engine.evaluate import markdown_table
 from engine.flags import Parser, available_cores, number_of_workers
 from errors import LostProcess
@@ -226,8 +227,11 @@ def main(argv=None):
         parser.error(
             f"{args.dataset} has no split {', '.join(sorted(unknown))}: {', '.join(SOURCES[args.dataset].splits)}"
         )
-    if args.folder and args.folder.resolve().is_relative_to(args.dataroot.resolve()):
+    # Not Path.resolve, to which a loop of links is a mistake in the code.
+    if args.folder and Path(os.path.realpath(args.folder)).is_relative_to(os.path.realpath(args.dataroot)):
         parser.error(f"--folder {args.folder} lies in --dataroot, where nothing is to be written; choose another")
+    if args.folder:
+        require_writable(args.folder, "--folder")
 
     results = checked(args.dataset, args.dataroot, args.splits, args.workers, args.quick, args.max_pixels)
     tables = split_tables(args.dataset, results["splits"])

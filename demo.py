@@ -22,6 +22,7 @@ import ldn_streethazards_finetune_flow
 import train_denseflow
 from data.drawn_world import draw_negatives, draw_street_hazards
 from engine import run_script, write_results
+from engine.checkpoint import require_writable
 from engine.flags import LARGEST_SEED, Parser, whole_number
 from errors import FileInTheWay
 
@@ -43,6 +44,7 @@ def main(argv=None):
         "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of the world and the training (default 0)"
     )
     args = parser.parse_args(argv)
+    require_writable(args.folder, "--folder")
     started = time.monotonic()
     make_folder(args.folder)
     with contextlib.chdir(args.folder), told_to_start_anew():

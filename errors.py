@@ -73,11 +73,16 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return one_line(str(error))
     if isinstance(error, OSError) and (error.filename is not None or error.errno in OF_THE_MACHINE):
-        named = [str(error.filename)] if error.filename is not None else []
-        way_out = (OF_A_PLACE | OF_THE_MACHINE).get(error.errno)
-        reason = error.strerror or type(error).__name__
-        return one_line(": ".join([*named, reason]) + (f"; {way_out}" if way_out else ""))
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return one_line(f"{named}{reason_of(error)}")
     return None
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, and the way out of it."""
+    reason = error.strerror or type(error).__name__
+    way_out = (OF_A_PLACE | OF_THE_MACHINE).get(error.errno)
+    return f"{reason}; {way_out}" if way_out else reason
 
 
 def one_line(text: str) -> str:

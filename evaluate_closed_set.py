@@ -18,6 +18,7 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.checkpoint import require_writable
 from engine.evaluate import predicted_classes
 from engine.flags import add_heads_flag
 from engine.processes import main_process_first, merged, rank
@@ -59,6 +60,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
+    require_writable(args.folder, "--folder")
 
     open_dataset, network = DATASETS[args.dataset]
     with main_process_first():

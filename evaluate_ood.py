@@ -36,11 +36,12 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.checkpoint import require_writable
 from engine.curves import distribution_of
 from engine.flags import add_pictures_flag, add_tile_flags, check_tile
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
-from engine.report import FrameRanking, evaluation_record, published_tables, write_report
+from engine.report import FrameRanking, evaluation_record, figures_are_written, published_tables, write_report
 from engine.run import peak_memory
 from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
@@ -133,6 +134,7 @@ def main(argv=None):
     check_tile(parser, args)
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
+    require_writable(args.folder, "--folder")
 
     benchmark = BENCHMARKS[args.dataset]
     test_set = benchmark.open(args.dataroot)
@@ -204,13 +206,14 @@ def main(argv=None):
     counts = ", ".join(f"{count:,} {kind}" for kind, count in results["pixels"].items())
     print(f"scored {len(images)} images, pixels: {counts}; peak memory {results['peak_memory_bytes'] / 2**30:.2f} GiB")
     if shown:
-        colours = benchmark.known.class_colours, benchmark.truth_colours
-        save_pictures(args.folder / "pictures.png", shown, colours[0], names[0], colours[1])
-        distributions = {name: distribution_of(metrics) for name, metrics in pooled.items()}
-        headline = {name: ours[names[0]][name] for name in FIGURES}
-        title = f"{benchmark.title}, {'pixels pooled' if benchmark.pooled else 'mean over images'}"
-        evaluated = names[0], headline, tables, record, distributions, ranking
-        write_report(args.folder, title, *evaluated, *colours, NOT_POOLED)
+        with figures_are_written(args.folder):
+            colours = benchmark.known.class_colours, benchmark.truth_colours
+            save_pictures(args.folder / "pictures.png", shown, colours[0], names[0], colours[1])
+            distributions = {name: distribution_of(metrics) for name, metrics in pooled.items()}
+            headline = {name: ours[names[0]][name] for name in FIGURES}
+            title = f"{benchmark.title}, {'pixels pooled' if benchmark.pooled else 'mean over images'}"
+            evaluated = names[0], headline, tables, record, distributions, ranking
+            write_report(args.folder, title, *evaluated, *colours, NOT_POOLED)
     return results
 
 

@@ -27,11 +27,12 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.checkpoint import require_writable
 from engine.curves import distribution_of
 from engine.flags import add_heads_flag, add_pictures_flag, share, whole_number
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, main_process_first, merged, rank
-from engine.report import FrameRanking, evaluation_record, published_tables, write_report
+from engine.report import FrameRanking, evaluation_record, figures_are_written, published_tables, write_report
 from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
@@ -65,6 +66,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
+    require_writable(args.folder, "--folder")
 
     head = segmenter_dataset_head(args.model)
     score_name = args.score or ("hybrid" if head else "max_logit")
@@ -141,12 +143,13 @@ def main(argv=None):
     tables = {title: rows} | published_tables("coco20", {score_name: figures})
     write_results(args.folder, results, tables)
     if shown:
-        colours = COCO20.class_colours
-        save_pictures(args.folder / "pictures.png", shown, colours, score_name)
-        headline = {title.removesuffix(" %"): figures[name] for name, title in means.items()}
-        distributions = {score_name: distribution_of(anomaly, args.tpr)}
-        title = "COCO20/80 validation, open set"
-        write_report(args.folder, title, score_name, headline, tables, record, distributions, ranking, colours)
+        with figures_are_written(args.folder):
+            colours = COCO20.class_colours
+            save_pictures(args.folder / "pictures.png", shown, colours, score_name)
+            headline = {title.removesuffix(" %"): figures[name] for name, title in means.items()}
+            distributions = {score_name: distribution_of(anomaly, args.tpr)}
+            title = "COCO20/80 validation, open set"
+            write_report(args.folder, title, score_name, headline, tables, record, distributions, ranking, colours)
     return results
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from engine import run_script
+from engine.checkpoint import require_writable
 from engine.flags import Parser, add_heads_flag, whole_number
-from errors import MissingFile, WrongInput
+from errors import FileInTheWay, MissingFile, WrongInput
 from labels import OUTLIER
 from losses import hybrid_score, max_logit_score
 from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
@@ -49,6 +50,11 @@ def main(argv=None):
         raise WrongInput(f"the export needs {', '.join(missing)}: pip install -r requirements.txt")
     if not args.output.parent.is_dir():
         raise MissingFile(f"no folder {args.output.parent} to write {args.output.name} to; make it first")
+    if args.output.is_dir():
+        raise FileInTheWay(
+            f"--output {args.output} is a folder; give the file to write, such as {args.output}/model.onnx"
+        )
+    require_writable(args.output.parent, "--output")
 
     model = Scored(trained_network(args.network, args.params, args.num_classes, args.heads)).eval()
     unchecked = args.output.with_name(args.output.name + ".unchecked")

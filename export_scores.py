@@ -31,7 +31,7 @@ from tqdm import tqdm
 from data import AnomalyTrack, Cityscapes, FishyscapesStatic, ImageFolder, LostAndFound
 from data.files import open_image
 from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
-from engine.checkpoint import write_whole
+from engine.checkpoint import require_writable, write_whole
 from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
 from engine.precision import Precision
 from errors import FileInTheWay, MissingFile, WrongInput
@@ -82,6 +82,8 @@ def main(argv=None):
     for name in (args.method, args.dataset):
         if name is not None and (name in ("", "..") or Path(name).name != name):
             parser.error(f"--method and --dataset are plain folder names, not {name!r}")
+    if args.folder:
+        require_writable(args.folder, "--folder")
 
     images = images_of(args.dataroot)
     dataset = (args.dataset or benchmark_name(args.dataroot)) if args.benchmark == "smiyc" else None

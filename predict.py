@@ -46,7 +46,7 @@ from engine import (
     script_parser,
     to_device,
 )
-from engine.checkpoint import sha256, write_whole
+from engine.checkpoint import require_writable, sha256, write_whole
 from engine.flags import add_heads_flag, add_tile_flags, check_tile, finite_number, whole_number
 from engine.pictures import Drawing, heat_range
 from engine.precision import Precision
@@ -123,6 +123,7 @@ def main(argv=None):
     args.classes = args.classes or NETWORKS[args.network]
     device, known = choose_device(args.device), CLASSES[args.classes]
     precision = choose_precision(args.precision, device)
+    require_writable(args.folder, "--folder")
 
     inputs = list_inputs(args.input, args.folder)
     is_video = args.input.suffix.lower() in VIDEO_ENDINGS and args.input.is_file()

@@ -28,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from engine import run_script
-from engine.checkpoint import sha256, write_whole
+from engine.checkpoint import require_writable, sha256, write_whole
 from engine.flags import Parser
 from engine.page import html_link, html_paragraph, html_tables, page
 from engine.recipe import PROJECT
@@ -50,6 +50,7 @@ def main(argv=None):
     parser.add_argument("--config", required=True, type=Path, help="YAML file with data roots and weights")
     parser.add_argument("--folder", required=True, type=Path, help="where the results go")
     args = parser.parse_args(argv)
+    require_writable(args.folder, "--folder")
 
     runs = read_config(args.config)
     failed = {}

@@ -177,15 +177,16 @@ def anomaly_figures(
 
 
 def write_results(folder: Path, results: dict, tables: dict[str, list[list]]) -> None:
-    """results.json and table.md into the folder, and the tables to the screen.
+    """The tables to the screen, then results.json and table.md into the folder.
 
     tables  title -> rows, the first of them the header; fractions are shown as percent, NaN as an empty cell
     """
-    folder.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(f"{title}\n\n{markdown_table(rows)}" for title, rows in tables.items()) + "\n"
+    print(f"\n{text}")  # before what a full disk can end
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(json.dumps(without_nan(results), indent=2).encode(), folder / "results.json")
     write_whole(text.encode(), folder / "table.md")
-    print(f"\n{text}\nwritten: {folder}/results.json, {folder}/table.md")
+    print(f"written: {folder}/results.json, {folder}/table.md")
 
 
 def markdown_table(rows: list[list]) -> str:

@@ -1,10 +1,11 @@
 """What an evaluation hands on: how it was made, published figures beside its own, and one page that shows it all."""
 
+import contextlib
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from engine.precision import Precision
 from engine.processes import world_size
 from engine.recipe import PROJECT
 from engine.run import device_name, git_revision
-from errors import WrongInput
+from errors import UnusableFile, WrongInput, message_of
 from metrics import AnomalyMetrics
 
 PUBLISHED = PROJECT / "published.yaml"
@@ -202,6 +203,19 @@ def thinned(picture: Picture) -> Picture:
 
 
 # The report
+
+
+@contextlib.contextmanager
+def figures_are_written(folder: Path) -> Iterator[None]:
+    """Where the pictures and the page are made: an error says that the figures are there without them."""
+    try:
+        yield
+    except OSError as error:
+        told = message_of(error) or str(error)
+        raise UnusableFile(
+            error.errno,
+            f"{told}. The figures are in {folder}/results.json and table.md; a picture or the page is missing",
+        ) from error
 
 
 def write_report(

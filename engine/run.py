@@ -15,6 +15,7 @@ import torch
 import torchvision
 import yaml
 
+from engine.checkpoint import require_writable
 from engine.flags import LARGEST_SEED, Parser, available_cores, number_of_workers, whole_number
 from engine.loader import dead_worker_explained
 from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
@@ -206,6 +207,9 @@ def start_run(
         raise WrongInput(f"sync_batchnorm true needs GPUs, and this run is on {device}: set --sync_batchnorm false")
     if not rank():
         check_folder(run)
+    require_writable(run.folder, "--exp_name")
+    if args.cache is not None:
+        require_writable(args.cache, "--cache")
     wait_for_all()
     torch.manual_seed(args.seed)
     print(yaml.safe_dump(record, sort_keys=False, default_flow_style=None, width=100))
