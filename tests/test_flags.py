@@ -1,53 +1,18 @@
 """Every number and path of every command line: what is out of bounds ends in one line, before any work."""
 
-import functools
 import importlib
 import os
 import re
 import typing
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from test_recipes import recipe_type_of
+from parsers import EVALUATIONS, SCRIPTS, TRAININGS, parser_of, recipe_type_of, words_for
 
 from engine import flags
-from engine.flags import LARGEST_SEED, Parser
+from engine.flags import LARGEST_SEED
 from engine.loader import EpochSampler
-from engine.recipe import RECIPES, read_recipe
-
-PROJECT = Path(__file__).resolve().parent.parent
-TRAININGS = list(yaml.safe_load(RECIPES.read_text()))
-SCRIPTS = sorted({path.stem for path in PROJECT.glob("*.py")} - {"labels", "errors"})
-EVALUATIONS = [script for script in SCRIPTS if script.startswith("evaluate_")]
-
-
-class Stopped(Exception):
-    """Carries a script's parser"""
-
-
-@functools.cache
-def parser_of(script):
-    def stop(parser, *arguments):
-        raise Stopped(parser)
-
-    with pytest.MonkeyPatch.context() as stopping, pytest.raises(Stopped) as stopped:
-        stopping.setattr(Parser, "parse_args", stop)
-        importlib.import_module(script).main([])
-    return stopped.value.args[0]
-
-
-def words_for(parser):
-    """A value for each flag that must be given"""
-    words = []
-    for group in parser._mutually_exclusive_groups:
-        if group.required:
-            words += [group._group_actions[0].option_strings[0], "x"]
-    for action in parser._actions:
-        if action.required:
-            words += [action.option_strings[0], next(iter(action.choices or ["x"]))]
-    return words
+from engine.recipe import read_recipe
 
 
 @pytest.fixture

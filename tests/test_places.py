@@ -4,11 +4,18 @@ import errno
 import importlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from test_flags import EVALUATIONS, TRAININGS, parser_of, words_for
+import torch
+from parsers import EVALUATIONS, TRAININGS, parser_of, words_for
 
-from engine import checkpoint, run_script
+import predict
+from engine import FLOW_SOURCE, checkpoint, run_script
+from errors import message_of
+from export import trained_network
+from models import load_imagenet_densenet121, load_weights
+from models.weights import read_state_dict
 
 LONG = "n" * 300
 
@@ -161,3 +168,106 @@ def test_no_picture_or_page_is_made_outside_of_what_keeps_the_figures(script):
     for call in ("save_pictures(", "write_report("):
         for before in source.split(call)[:-1]:
             assert "with figures_are_written(args.folder):" in before
+
+
+# What is read
+
+ROOTS = [(script, "--dataroot") for script in ("check_data", *EVALUATIONS, "export_scores")]
+ROOTS += [(script, "--dataroot" if script != "train_denseflow" else "--images") for script in TRAININGS]
+ROOTS += [("predict", "--input"), ("reproduce_tables", "--config")]
+
+
+def words_of(script):
+    words = training_words(script) if script in TRAININGS else words_for(parser_of(script))
+    more = {
+        "predict": ["--folder", "out"],
+        "export_scores": ["--check", "out"],
+        "reproduce_tables": ["--folder", "out"],
+    }
+    more |= {script: ["--folder", "out"] for script in EVALUATIONS}
+    return [*words, *more.get(script, [])]
+
+
+class Network(torch.nn.Linear):
+    """In the place of any network and of any flow"""
+
+    def __init__(self, *sizes, **choices):
+        super().__init__(1, 1)
+
+    def sample(self, n, height, width):
+        return torch.zeros(n, 3, height, width)
+
+
+@pytest.fixture
+def without_networks(monkeypatch):
+    """Spares scripts the networks and weights that come before the data"""
+    instead = dict.fromkeys(["segmenter", "denseflow_25_6", "deeplabv3plus", "ladder_densenet121"], Network)
+    instead |= dict.fromkeys(["load_weights", "load_imagenet_vit"], lambda network, file, **choices: network)
+    instead |= {"trained_along": lambda *flow: ({}, None), "segmenter_dataset_head": lambda file: "decoder"}
+    for script in (*TRAININGS, "evaluate_osr_coco"):
+        module = importlib.import_module(script)
+        for name, spared in instead.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, spared)
+
+
+@pytest.mark.parametrize(("script", "flag"), ROOTS)
+def test_data_that_cannot_be_read_are_one_line_that_names_them(script, flag, places, ended, without_networks, capsys):
+    for kind, place in (places | {"a locked folder": "locked", "gone": "gone"}).items():
+        words = [*words_of(script), flag, place]
+        if script == "check_data" and kind not in ("long", "locked", "a locked folder"):  # lists all that is wrong
+            with pytest.raises(SystemExit):
+                importlib.import_module(script).main(words)
+            assert "error" in capsys.readouterr().out
+        else:
+            assert place in ended(script, *words), kind
+    assert not Path("out").exists() and not Path("logs").exists()
+
+
+NEGATIVES = [script for script in TRAININGS if "--neg_images" in parser_of(script)._option_string_actions]
+
+
+@pytest.mark.parametrize("script", NEGATIVES)
+def test_negatives_that_cannot_be_read_are_one_line_that_names_them(script, places, ended, without_networks, ade20k):
+    class Known(list):
+        num_classes, mean_colour = 12, (0, 0, 0)
+
+        def __init__(self, *arguments, **choices):
+            super().__init__("abcd")
+
+    module = importlib.import_module(script)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("StreetHazards", "Cityscapes", "COCO20"):
+            if hasattr(module, name):
+                patch.setattr(module, name, Known)
+        words = words_of(script)
+        at = words.index("--neg_dataroot")
+        words = [*words[:at], *words[at + 2 :]]
+        for kind, place in (places | {"gone": "gone"}).items():
+            for flags in (["--neg_dataroot", place], ["--neg_images", place],
+                          ["--neg_images", ade20k / "images", "--neg_masks", place]):  # fmt: skip
+                assert place in ended(script, *words, *flags), (kind, flags)
+
+
+# Weights and other files
+
+READERS = {
+    "weights": lambda place: read_state_dict(place),
+    "the network of an export": lambda place: trained_network("ldn121", place, None, 16),
+    "ImageNet's DenseNet": lambda place: load_imagenet_densenet121(SimpleNamespace(backbone=Network()), place),
+    "a calibration": lambda place: predict.read_calibration(Path(place), "hybrid", "x"),
+    "a flow": lambda place: load_weights(Network(), place, source=FLOW_SOURCE),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_that_cannot_be_read_is_one_line_that_names_it(reader, places, rights_count):
+    os.mkfifo("fifo")
+    Path("secret").write_bytes(b"weights")
+    Path("secret").chmod(0)
+    kinds = {"gone": "gone", "folder": "."} | ({"fifo": "fifo"} if reader != "a calibration" else {})
+    for kind, place in (places | kinds | {"without rights": "secret"}).items():
+        with pytest.raises(Exception) as raised:
+            READERS[reader](place)
+        told = message_of(raised.value)
+        assert told is not None and place in told and "weights_only" not in told, (kind, raised.value)

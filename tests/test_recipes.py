@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import json
 import math
 import re
@@ -8,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny import (
-    CPU,
-)
+from parsers import recipe_type_of
+from tiny import CPU
 
 from engine.recipe import RECIPES, read_recipe
 from engine.run import argument_parser, run_script, start_run
@@ -22,12 +20,6 @@ BLOCKS = list(yaml.safe_load(RECIPES.read_text()))
 
 
 # Recipes
-
-
-def recipe_type_of(script):
-    """The dataclass that a training script reads its block into"""
-    name = re.search(r"start_run\(parser, (\w+),", (PROJECT / f"{script}.py").read_text())[1]
-    return getattr(importlib.import_module(script), name)
 
 
 def yaml_file(tmp_path, text):

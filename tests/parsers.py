@@ -1,0 +1,50 @@
+"""The scripts and their command lines, as tests look at them."""
+
+import functools
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.flags import Parser
+from engine.recipe import RECIPES
+
+PROJECT = Path(__file__).resolve().parent.parent
+TRAININGS = list(yaml.safe_load(RECIPES.read_text()))
+SCRIPTS = sorted({path.stem for path in PROJECT.glob("*.py")} - {"labels", "errors"})
+EVALUATIONS = [script for script in SCRIPTS if script.startswith("evaluate_")]
+
+
+class Stopped(Exception):
+    """Carries a script's parser"""
+
+
+@functools.cache
+def parser_of(script):
+    def stop(parser, *arguments):
+        raise Stopped(parser)
+
+    with pytest.MonkeyPatch.context() as stopping, pytest.raises(Stopped) as stopped:
+        stopping.setattr(Parser, "parse_args", stop)
+        importlib.import_module(script).main([])
+    return stopped.value.args[0]
+
+
+def words_for(parser):
+    """A value for each flag that must be given"""
+    words = []
+    for group in parser._mutually_exclusive_groups:
+        if group.required:
+            words += [group._group_actions[0].option_strings[0], "x"]
+    for action in parser._actions:
+        if action.required:
+            words += [action.option_strings[0], next(iter(action.choices or ["x"]))]
+    return words
+
+
+def recipe_type_of(script):
+    """The dataclass that a training script reads its block into"""
+    name = re.search(r"start_run\(parser, (\w+),", (PROJECT / f"{script}.py").read_text())[1]
+    return getattr(importlib.import_module(script), name)
