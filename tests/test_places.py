@@ -7,8 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from parsers import EVALUATIONS, TRAININGS, parser_of, words_for
+from parsers import EVALUATIONS, TRAININGS, Network, parser_of, spare_networks, words_for
 
 import predict
 from engine import FLOW_SOURCE, checkpoint, run_script
@@ -188,27 +187,10 @@ def words_of(script):
     return [*words, *more.get(script, [])]
 
 
-class Network(torch.nn.Linear):
-    """In the place of any network and of any flow"""
-
-    def __init__(self, *sizes, **choices):
-        super().__init__(1, 1)
-
-    def sample(self, n, height, width):
-        return torch.zeros(n, 3, height, width)
-
-
 @pytest.fixture
 def without_networks(monkeypatch):
-    """Spares scripts the networks and weights that come before the data"""
-    instead = dict.fromkeys(["segmenter", "denseflow_25_6", "deeplabv3plus", "ladder_densenet121"], Network)
-    instead |= dict.fromkeys(["load_weights", "load_imagenet_vit"], lambda network, file, **choices: network)
-    instead |= {"trained_along": lambda *flow: ({}, None), "segmenter_dataset_head": lambda file: "decoder"}
     for script in (*TRAININGS, "evaluate_osr_coco"):
-        module = importlib.import_module(script)
-        for name, spared in instead.items():
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, spared)
+        spare_networks(importlib.import_module(script), monkeypatch)
 
 
 @pytest.mark.parametrize(("script", "flag"), ROOTS)
