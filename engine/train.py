@@ -29,7 +29,7 @@ from engine.recipe import Recipe
 from engine.run import Run, check_same_recipe, flat_recipe, peak_memory
 from engine.step import Step, Update, smallest_part
 from engine.windows import check_sides
-from errors import MissingFile, NotFinite, OutOfMemory, UnusableFile, WrongInput
+from errors import MissingFile, NotFinite, OutOfMemory, UnusableFile, WrongInput, message_of
 
 SMALLEST_SCALE = 1.0  # of a float16 loss; it begins at 65536 and is halved where gradients overflow
 
@@ -331,7 +331,15 @@ def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
     path = run.folder / "last.pt"
     if not path.exists():
         raise MissingFile(f"process {rank()} does not see {path}; all processes need the same logs/")
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if message_of(error):  # what the system says of the file
+            raise
+        # Not in torch's words, which advise to run whatever code the file holds.
+        raise WrongInput(
+            f"{path} cannot be read as a checkpoint: it is damaged or none; start a new run, such as from best.pth"
+        ) from error
     check_same_recipe(saved["recipe"], flat_recipe(run.record), run.folder)
     if saved["samples"] != samples:
         raise WrongInput(
