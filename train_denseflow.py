@@ -30,6 +30,7 @@ from engine import (
     start_run,
     to_device,
 )
+from engine.processes import rank, summed, world_size
 from errors import WrongInput
 from losses import bits_per_dimension
 from models import denseflow_25_6, load_weights
@@ -126,10 +127,14 @@ def main(argv=None):
     def validate(flow):
         bits = []
         with same_noise(run.device):
-            for tensors, _ in batches(evaluation_loader(val_set, run.workers, run.device, recipe.batch_size)):
+            share = evaluation_loader(
+                val_set, run.workers, run.device, recipe.batch_size, process=rank(), processes=world_size()
+            )
+            for tensors, _ in batches(share):
                 crops = (255 * to_device(tensors, run.device)[0]).round()
                 bits += [bits_per_dimension(log_prob, crops[0].numel()).item() for log_prob in flow(crops)[:, None]]
-        return {"bits_per_dimension": sum(bits) / len(bits)}
+        total = summed({"bits": sum(bits), "images": len(bits)}, run.device)
+        return {"bits_per_dimension": float(total["bits"] / total["images"])}
 
     @torch.no_grad()
     def draw(flow, path):
