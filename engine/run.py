@@ -1,7 +1,6 @@
 """The start of a run: the flags every script shares, its folder, its device, and how its errors end."""
 
 import argparse
-import os
 import platform
 import resource
 import shlex
@@ -20,7 +19,9 @@ from engine.flags import LARGEST_SEED, Parser, available_cores, number_of_worker
 from engine.loader import dead_worker_explained
 from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
 from engine.processes import (
+    check_launcher,
     join_processes,
+    launchers_number,
     leave_processes,
     lost_neighbour_explained,
     rank,
@@ -93,7 +94,7 @@ def script_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=number_of_workers,
-        default=min(8, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
+        default=min(8, max(1, available_cores() // launchers_number("LOCAL_WORLD_SIZE", 1, least=1))),
         help="loader processes, of each GPU's process where there are several; results do not depend on it",
     )
     parser.add_argument(
@@ -256,6 +257,7 @@ def choose_device(name: str | None, several_processes: bool = False) -> torch.de
     several_processes  whether torchrun may start the script; its process then joins the others here
     Raises ValueError for a device that is not there, and for several processes where there may be but one.
     """
+    check_launcher()
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if world_size() > 1 and not several_processes:
