@@ -1,6 +1,7 @@
 """Feeding samples to the device: seeded sample by sample, sharded over processes, with errors kept readable."""
 
 import contextlib
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from errors import LostProcess, message_of
+from errors import LostProcess, OutOfMemory, message_of
+
+SHARED_MEMORY = (
+    "/dev/shm has no room for what loader processes hand over ({reason}): take --workers 0, or give a container more "
+    "of it, such as with docker run --shm-size 8g"
+)
+OUT_OF_SHARED_MEMORY = (
+    "unable to allocate shared memory",
+    "unable to open shared memory object",
+    "unable to mmap",
+    "unable to write to file </torch_",
+    "killed by signal: Bus error",
+)
 
 
 class SeededSamples(Dataset):
@@ -107,7 +120,13 @@ def evaluation_loader(
 
 def batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[str]]]:
     """(tensors, names) of each batch; raises what a sample's file raised, and a clear error for a dead worker."""
-    iterator = iter(loader)
+    try:
+        with dead_worker_explained():
+            iterator = iter(loader)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENOSYS) or error.filename is not None:
+            raise
+        raise OutOfMemory(SHARED_MEMORY.format(reason=error.strerror)) from error  # for the processes' semaphores
     while True:
         with dead_worker_explained():
             try:
@@ -122,15 +141,21 @@ def batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[str]]]:
 
 @contextlib.contextmanager
 def dead_worker_explained() -> Iterator[None]:
-    """A clear error for a dead loader process; torch raises it wherever the main process is just then."""
+    """A clear error for a dead loader process, and for too little memory to hand its samples over in.
+
+    torch raises the former wherever the main process is just then.
+    """
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # "Caught ... in DataLoader worker" is a worker's own error
+        said = str(error)
+        lines = said.strip().splitlines()
+        if any(words in said for words in OUT_OF_SHARED_MEMORY):  # in a loader process or in this one
+            raise OutOfMemory(SHARED_MEMORY.format(reason=lines[-1].removeprefix("RuntimeError: "))) from error
+        if not said.startswith("DataLoader worker"):  # "Caught ... in DataLoader worker" is a worker's own error
             raise
         raise LostProcess(
-            f"a loader process died ({str(error).splitlines()[0]}); most often memory or /dev/shm ran out: "
-            "lower --workers"
+            f"a loader process died ({lines[0]}); most often memory or /dev/shm ran out: lower --workers"
         ) from error
 
 
