@@ -163,7 +163,7 @@ def main(argv=None):
         lines = picture_lines(predict, todo, files, drawing, args.workers, device, args.max_pixels)
     failed = []
     try:
-        with open(args.folder / REPORT, "a") as report:
+        with open(args.folder / REPORT, "a", encoding="utf-8") as report:
             for line in lines:
                 report.write(json.dumps(line) + "\n")
                 report.flush()
@@ -271,7 +271,7 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
     evaluate_osr_sh.py has a threshold for each town: the lower one, which finds the share in both, is taken.
     """
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MissingFile(
             f"--calibration {path} cannot be opened ({error.strerror}); it is the results.json of evaluate_ood.py, "
@@ -547,7 +547,7 @@ def open_folder(folder: Path, settings: dict) -> dict[str, dict]:
         folder.mkdir(parents=True, exist_ok=True)
         write_or_explain(json.dumps(settings, indent=2).encode(), path)
         return {}
-    before, now = json.loads(path.read_text()), json.loads(json.dumps(settings))
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
     differences = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted({*before, *now})
@@ -564,7 +564,7 @@ def open_folder(folder: Path, settings: dict) -> dict[str, dict]:
 def report_lines(folder: Path) -> Iterator[dict]:
     """The lines of the report, but for one that was being written when the run was killed."""
     if (folder / REPORT).exists():
-        with open(folder / REPORT) as report:
+        with open(folder / REPORT, encoding="utf-8") as report:
             for line in report:
                 with contextlib.suppress(json.JSONDecodeError):
                     yield json.loads(line)

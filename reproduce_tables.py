@@ -76,7 +76,7 @@ def read_config(path: Path) -> dict[str, dict]:
     if not path.is_file():
         raise MissingFile(f"no file {path}; --config is a YAML file as `python reproduce_tables.py --help` shows")
     try:
-        runs = yaml.safe_load(path.read_text())
+        runs = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise WrongInput(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(runs, dict) or not runs:
@@ -111,7 +111,7 @@ def command_of(name: str, run: dict, folder: Path) -> list[str]:
 def is_done(folder: Path, command: list[str], weights: str) -> bool:
     """Whether the folder holds the results of this command with these weights."""
     try:
-        record = json.loads((folder / "results.json").read_text())["record"]
+        record = json.loads((folder / "results.json").read_text(encoding="utf-8"))["record"]
     except (OSError, ValueError, KeyError):
         return False
     same_weights = sha256(weights) == record["weights_sha256"]
@@ -124,20 +124,20 @@ def evaluate(command: list[str], log: Path) -> str | None:
     log.parent.mkdir(parents=True, exist_ok=True)
     (log.parent / "results.json").unlink(missing_ok=True)  # of another command
     script, *flags = command
-    with open(log, "w") as output:
+    with open(log, "w", encoding="utf-8") as output:
         code = subprocess.run(
             [sys.executable, PROJECT / script, *flags], stdout=output, stderr=subprocess.STDOUT
         ).returncode
     if code == 0:
         return None
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else f"exit code {code}"
 
 
 def read_tables(path: Path) -> dict[str, list[list[str]]]:
     """Title -> rows of a table.md."""
     tables, title = {}, ""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("| "):
             tables.setdefault(title, []).append([cell.strip() for cell in line.strip("|").split("|")])
         elif line and not line.startswith("|"):
@@ -155,10 +155,10 @@ def write_page(folder: Path, tables: dict[str, dict], failed: dict[str, str]) ->
     servers = {title: rows for block in SERVERS for title, rows in published_tables(block, {}).items()}
     sections["published, on test parts whose labels only the benchmarks' servers have"] = html_tables(servers)
     text = page("The tables of the papers", "published and own figures side by side, in percent", sections)
-    write_whole(text.encode(), folder / "index.html")
-    parts = [f"## {name}\n\n{(folder / name / 'table.md').read_text()}" for name in tables]
+    write_whole(text.encode(errors="backslashreplace"), folder / "index.html")
+    parts = [f"## {name}\n\n{(folder / name / 'table.md').read_text(encoding='utf-8')}" for name in tables]
     parts += [f"## {name}\n\nfailed: {error}\n" for name, error in failed.items()]
-    write_whole("\n".join(parts).encode(), folder / "tables.md")
+    write_whole("\n".join(parts).encode(errors="backslashreplace"), folder / "tables.md")
     print(f"written: {folder / 'index.html'}, {folder / 'tables.md'}")
 
 

@@ -142,7 +142,7 @@ def fitting_maps(root: Path, maps: list[Path], split: str, workers: int, folders
 
 def list_text(listed: list[str], names: list[str], split: str) -> str:
     """The list file: a line that says what it is and of which label maps (`names`), then those that fit."""
-    digest = hashlib.sha256("\n".join([*names, "", *listed]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*names, "", *listed]).encode(errors="surrogateescape")).hexdigest()
     rule = f"{len(listed)} of {len(names)} label maps, which hold {RULES[split]}"
     return "\n".join([f"# COCO20, {split}: {rule}; sha256 of all names and these: {digest}", *listed, ""])
 
@@ -150,7 +150,7 @@ def list_text(listed: list[str], names: list[str], split: str) -> str:
 def read_list(file: Path, names: list[str], split: str) -> list[str] | None:
     """The names of the label maps that fit; None where there is no list, or one that is damaged or of other maps."""
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
     listed = text.splitlines()[1:]
@@ -166,7 +166,7 @@ def write_list(files: list[Path], text: str) -> None:
         part = file.with_name(f"{file.name}.{os.getpid()}.part")  # each process of a run may scan
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="surrogateescape")
             os.replace(part, file)
         except OSError as error:
             print(f"{file} cannot be written ({error.strerror})")

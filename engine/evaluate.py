@@ -185,7 +185,7 @@ def write_results(folder: Path, results: dict, tables: dict[str, list[list]]) ->
     print(f"\n{text}")  # before what a full disk can end
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(json.dumps(without_nan(results), indent=2).encode(), folder / "results.json")
-    write_whole(text.encode(), folder / "table.md")
+    write_whole(text.encode(errors="backslashreplace"), folder / "table.md")
     print(f"written: {folder}/results.json, {folder}/table.md")
 
 

@@ -90,7 +90,7 @@ def join_processes(device: torch.device) -> torch.device:
         ) from error
     signal.signal(signal.SIGTERM, end_with_the_others)
     if rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return device
 
 

@@ -140,7 +140,7 @@ def require(condition: bool, message: str) -> None:
 
 def read_recipe(name: str, recipe_type: type, changed: dict, path: Path = RECIPES):
     """A recipe from its block and the changed numbers, and the numbers by source: release, ours, changed."""
-    blocks = yaml.safe_load(path.read_text())
+    blocks = yaml.safe_load(path.read_text(encoding="utf-8"))
     if name not in blocks:
         raise WrongInput(f"{path} has no block {name}; it has {', '.join(blocks)}")
     kinds = typing.get_type_hints(recipe_type)

@@ -59,7 +59,7 @@ def evaluation_record(
     """
     recipe = Path(weights).with_name("recipe.yaml")
     try:
-        trained = yaml.safe_load(recipe.read_text()) if recipe.exists() else None
+        trained = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WrongInput(f"{recipe} beside the weights cannot be read as YAML: {error}; mend it or move it") from error
     record = {
@@ -92,7 +92,7 @@ def published_tables(block: str, ours: dict[str, dict]) -> dict[str, list[list]]
     block  of published.yaml
     ours   figures as fractions by the name of the score; those that the block does not know are left out
     """
-    known = yaml.safe_load(PUBLISHED.read_text())[block]
+    known = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))[block]
     header = ["method", "source", *(f"{heading} %" for heading in known["figures"].values())]
     lines = [
         [f"ours, {name}", "this run", *(shown(figures.get(key, "")) for key in known["figures"])]
@@ -275,5 +275,5 @@ def write_report(
     }
     subtitle = f"{score_name} score, weights {Path(record['weights']).name}, {record['images']} images"
     text = page(title, subtitle, sections, headline)
-    write_whole(text.encode(), folder / "index.html")
+    write_whole(text.encode(errors="backslashreplace"), folder / "index.html")
     print(f"page: {folder / 'index.html'}")

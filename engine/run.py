@@ -1,8 +1,8 @@
 """The start of a run: the flags every script shares, its folder, its device, and how its errors end."""
 
 import argparse
+import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -234,7 +234,8 @@ def check_folder(run: Run) -> None:
     if not recipe_file.exists():
         print(f"nothing to resume in {run.folder}: starting from the beginning")
         return
-    before = flat_recipe(yaml.safe_load(recipe_file.read_text())) | {"flow_state": None}  # not opened yet; see restore
+    before = flat_recipe(yaml.safe_load(recipe_file.read_text(encoding="utf-8")))
+    before |= {"flow_state": None}  # not opened yet; see restore
     check_same_recipe(before, flat_recipe(run.record), run.folder)
 
 
@@ -281,9 +282,16 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU the most that tensors took since the last reset, else the most that this process ever took."""
+    """Bytes: on a GPU the most that tensors took since the last reset, else the most that this process ever took.
+
+    0 where the system does not say, as on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -300,16 +308,37 @@ def git_revision() -> str | None:
 
 
 def run_script(main: typing.Callable[[], typing.Any]) -> None:
-    """Run a script's main; what a user can cause or mend ends in one line, see errors.py, all else in a traceback."""
+    """Run a script's main; what a user can cause or mend ends in one line, see errors.py, all else in a traceback.
+
+    A reader of the output that leaves, as head does, ends the script quietly with status 141, as a pipe's signal would.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show
     try:
-        with dead_worker_explained(), lost_neighbour_explained():
-            main()
-        leave_processes()
+        try:
+            with dead_worker_explained(), lost_neighbour_explained():
+                main()
+            leave_processes()
+        except KeyboardInterrupt:
+            print("\nstopped")
+            sys.exit(130)
+        finally:
+            sys.stdout.flush()
     except Exception as error:
+        if any(isinstance(each, BrokenPipeError) for each in (error, error.__cause__)) and output_is_gone():
+            sys.exit(141)
         message = message_of(error)
         if message is None:
             raise
         sys.exit(told_by(message))
-    except KeyboardInterrupt:
-        print("\nstopped")
-        sys.exit(130)
+
+
+def output_is_gone() -> bool:
+    """Whether nobody reads what is printed; the rest of it then goes nowhere, or Python would fail on it at its end."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

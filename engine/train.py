@@ -364,10 +364,10 @@ class RunLog:
             return
         path = run.folder / "log.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if logged_step(line) <= steps_done]
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if logged_step(line) <= steps_done]
             checkpoint.write_whole("".join(line + "\n" for line in kept).encode(), path)
         # Written line by line, so that a killed run keeps its log.
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115
+        self.file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         self.events = SummaryWriter(run.folder, purge_step=steps_done + 1)
 
     def write(self, line: dict) -> None:
