@@ -20,16 +20,17 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
 from data import AnomalyTrack, Cityscapes, FishyscapesStatic, ImageFolder, LostAndFound
-from data.files import open_image
+from data.files import open_image, read_labels
+from data.smiyc import LABEL_ENDING
 from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
 from engine.checkpoint import require_writable, write_whole
 from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
@@ -89,7 +90,7 @@ def main(argv=None):
     dataset = (args.dataset or benchmark_name(args.dataroot)) if args.benchmark == "smiyc" else None
     files = files_of(args.benchmark, images.paths, args.method, dataset)
     if args.check:
-        return check(args.benchmark, args.check, images.paths, files, args.dataroot)
+        return check(args.benchmark, args.check, images.paths, files)
 
     if not has_dataset_head(args.params):
         raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
@@ -265,7 +266,7 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def check(benchmark: str, folder: Path, paths: list[Path], files: list[str], root: Path) -> dict:
+def check(benchmark: str, folder: Path, paths: list[Path], files: list[str]) -> dict:
     """Compare a folder of score maps with the images; every problem is told, and any ends with exit code 1."""
     if not folder.is_dir():
         raise MissingFile(f"no folder {folder}; --check is what --folder was when the score maps were written")
@@ -277,7 +278,7 @@ def check(benchmark: str, folder: Path, paths: list[Path], files: list[str], roo
         if wrong:
             problems.append(f"{name} of {path.name} {wrong}")
             continue
-        whole[path.resolve()] = folder / name
+        whole[path] = folder / name
         scores = read_map(folder / name)
         if scores.min() == scores.max():
             problems.append(f"{name} of {path.name} holds one value everywhere, {scores.flat[0]:.6g}")
@@ -288,10 +289,15 @@ def check(benchmark: str, folder: Path, paths: list[Path], files: list[str], roo
 
     sense = "not checked: no label maps at hand"
     figures = AnomalyMetrics()
-    for name, labels in labelled(benchmark, root, whole):
-        figures.update(read_map(whole[name]).astype(np.float32), labels)
-    found = figures.compute() if whole else {}
-    auroc = found.get("AUROC", float("nan"))
+    for path, scores in whole.items():
+        label_map = label_map_of(path.absolute(), benchmark)
+        if label_map is None:
+            continue
+        try:
+            figures.update(read_map(scores).astype(np.float32), read_labels(*label_map))
+        except ValueError as error:  # a map that is damaged or of another size, which says nothing of the others
+            problems.append(f"the label map of {path.name} cannot be used: {error}")
+    auroc = figures.compute()["AUROC"]
     if auroc == auroc:
         sense = f"AUROC {100 * auroc:.2f} where label maps are at hand"
         if auroc < 0.5:
@@ -306,18 +312,19 @@ def check(benchmark: str, folder: Path, paths: list[Path], files: list[str], roo
     return {"frames": len(files), "AUROC": auroc}
 
 
-def labelled(benchmark: str, root: Path, whole: dict[Path, Path]) -> Iterator[tuple[Path, object]]:
-    """(image, its labels) of the frames with label maps, where the images lie in the data set's own folder."""
-    sources = {"smiyc": {AnomalyTrack: "images"}, "fishyscapes": {LostAndFound: "leftImg8bit", FishyscapesStatic: None}}
-    for source, inner in sources[benchmark].items():
-        try:
-            samples = source(root.parent if root.name == inner else root)
-        except (FileNotFoundError, ValueError):  # the images are not in this data set's folder
-            continue
-        for index, (image, _) in enumerate(samples.pairs):
-            if image.resolve() in whole:
-                yield image.resolve(), samples[index][1]
-        return
+def label_map_of(image: Path, benchmark: str) -> tuple[Path, Tensor] | None:
+    """Where an image's label map lies in the data set's own folder, and its table for read_labels; None: nowhere."""
+    if benchmark == "smiyc":
+        found = image.parent.parent / "labels_masks" / (image.stem + LABEL_ENDING), AnomalyTrack.table
+    elif image.name.endswith("_rgb.jpg"):
+        found = image.with_name(image.name.removesuffix("_rgb.jpg") + "_labels.png"), FishyscapesStatic.table
+    elif image.name.endswith("_leftImg8bit.png") and "leftImg8bit" in image.parts:
+        at = len(image.parts) - 1 - image.parts[::-1].index("leftImg8bit")
+        folder = Path(*image.parts[:at], "ood", *image.parts[at + 1 : -1])
+        found = folder / (image.name.removesuffix("_leftImg8bit.png") + "_ood_segmentation.png"), LostAndFound.table
+    else:
+        return None
+    return found if found[0].is_file() else None
 
 
 if __name__ == "__main__":
