@@ -86,7 +86,7 @@ def extended(tmp_path_factory):
     for room in ("data", "engine", "losses", "metrics", "models"):
         shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     own = [*PROJECT.glob("*.py"), *PROJECT.glob("*.yaml"), PROJECT / "pyproject.toml"]
-    own += [PROJECT / "tests" / f"{name}.py" for name in ("conftest", "tiny", "test_recipes", "test_rooms")]
+    own += [PROJECT / "tests" / f"{name}.py" for name in ("conftest", "parsers", "tiny", "test_recipes", "test_rooms")]
     for path in own:
         (copy / path.relative_to(PROJECT)).parent.mkdir(exist_ok=True)
         shutil.copy(path, copy / path.relative_to(PROJECT))
