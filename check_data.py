@@ -54,7 +54,7 @@ from data.listing import PICTURE_ENDINGS, files_below
 from engine import run_script, write_results
 from engine.checkpoint import require_writable
 from engine.evaluate import markdown_table
-from engine.flags import Parser, available_cores, number_of_workers
+from engine.flags import Parser, available_cores, number_of_workers, whole_number
 from errors import LostProcess
 
 MOST = 5  # examples shown of each kind of problem
@@ -216,7 +216,7 @@ def main(argv=None):
     )
     parser.add_argument(
         "--max_pixels",
-        type=int,
+        type=whole_number(1),
         default=MAX_PIXELS,
         help=f"of the largest picture that is read (default {MAX_PIXELS:,})",
     )

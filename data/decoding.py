@@ -33,7 +33,7 @@ MORE_JPEG = [
 ]
 
 
-class NotRead(ValueError):
+class NotRead(WrongInput):
     """A picture that may be whole and is not read here: larger than the limit, or HEIC."""
 
 

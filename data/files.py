@@ -287,7 +287,7 @@ def read_labels(path: Path, table: Tensor, max_pixels: int = MAX_PIXELS) -> Tens
     return torch.frombuffer(labels, dtype=torch.uint8).view(stored.shape)
 
 
-class NoLabelMap(ValueError):
+class NoLabelMap(WrongInput):
     """Why a picture is no label map, as the end of a sentence that begins with its name."""
 
 

@@ -116,7 +116,7 @@ def add_size_flag(parser: argparse.ArgumentParser, of: str) -> None:
     """The flag that raises the limit of a picture's size, for folders of any photographs."""
     parser.add_argument(
         "--max_pixels",
-        type=int,
+        type=whole_number(1),
         help=f"pictures of {of} that have more pixels are left out (default: the limit in data/decoding.py)",
     )
 
