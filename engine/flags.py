@@ -62,8 +62,11 @@ def finite_number(word: str) -> float:
 
 def share(word: str) -> float:
     """A flag's type: a number over 0 and at most 1."""
-    value = finite_number(word)
-    if not 0 < value <= 1:
+    try:
+        value = float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+    if not 0 < value <= 1:  # NaN is not
         raise argparse.ArgumentTypeError(f"{value:g} must be over 0 and at most 1")
     return value
 

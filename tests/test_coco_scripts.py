@@ -463,7 +463,7 @@ def test_the_encoder_starts_from_the_imagenet_file_in_the_working_directory(worl
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--window_stride", "600"], r"windows of 512 pixels every 600 pixels: the stride must be in 1\.\.512"),
+        (["--window_stride", "600"], r"windows of \d+ pixels every 600 pixels: the stride must be in"),
         (["--window", "0"], "window must be positive, not 0"),
     ],
 )
