@@ -8,7 +8,6 @@ listed with the way to mend it. The exit code is 1 where the data cannot be used
 than is published is only a warning. Nothing is written below DATAROOT.
 """
 
-import argparse
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -53,8 +52,10 @@ from data.files import (
 from data.images import VALUE_MODES, Header, label_maps_among
 from data.listing import PICTURE_ENDINGS, files_below
 from engine import run_script, write_results
+from engine.checkpoint import require_writable
 from engine.evaluate import markdown_table
-from engine.run import available_cores
+from engine.flags import Parser, available_cores, number_of_workers, whole_number
+from errors import LostProcess
 
 MOST = 5  # examples shown of each kind of problem
 MOST_ROWS = 25  # of the table of labels on the screen; results.json holds all
@@ -202,19 +203,20 @@ CHOSEN = {"training": 20581, "validation": 4952}  # of COCO's photographs; as da
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--dataset", required=True, choices=list(SOURCES))
     parser.add_argument("--dataroot", required=True, type=Path, help="the data set's folder")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all that are read)")
     parser.add_argument("--quick", action="store_true", help="folders, pairs and the files' headers only")
     parser.add_argument(
-        "--workers", type=int, default=available_cores(), help="processes; 0: this one (default: all cores)"
+        "--workers",
+        type=number_of_workers,
+        default=available_cores(),
+        help="processes; 0: this one (default: all cores)",
     )
     parser.add_argument(
         "--max_pixels",
-        type=int,
+        type=whole_number(1),
         default=MAX_PIXELS,
         help=f"of the largest picture that is read (default {MAX_PIXELS:,})",
     )
@@ -225,8 +227,11 @@ def main(argv=None):
         parser.error(
             f"{args.dataset} has no split {', '.join(sorted(unknown))}: {', '.join(SOURCES[args.dataset].splits)}"
         )
-    if args.folder and args.folder.resolve().is_relative_to(args.dataroot.resolve()):
+    # Not Path.resolve, to which a loop of links is a mistake in the code.
+    if args.folder and Path(os.path.realpath(args.folder)).is_relative_to(os.path.realpath(args.dataroot)):
         parser.error(f"--folder {args.folder} lies in --dataroot, where nothing is to be written; choose another")
+    if args.folder:
+        require_writable(args.folder, "--folder")
 
     results = checked(args.dataset, args.dataroot, args.splits, args.workers, args.quick, args.max_pixels)
     tables = split_tables(args.dataset, results["splits"])
@@ -464,7 +469,7 @@ def looked_at(pairs: Pairs, look: Callable, workers: int, title: str) -> list[Fo
         found = pool.map(look, pairs, chunksize=chunk) if pool else map(look, pairs)
         return list(tqdm(found, f"checking {title}", len(pairs), leave=False, dynamic_ncols=True, disable=None))
     except BrokenProcessPool as error:
-        raise ChildProcessError("a process died; most often memory ran out: lower --workers, or 0 for one") from error
+        raise LostProcess("a process died; most often memory ran out: lower --workers, or 0 for one") from error
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)

@@ -9,7 +9,6 @@ that serve the real data, and shows a table and pictures. Some minutes on two co
 figures say nothing about real streets.
 """
 
-import argparse
 import contextlib
 import shutil
 import time
@@ -23,6 +22,9 @@ import ldn_streethazards_finetune_flow
 import train_denseflow
 from data.drawn_world import draw_negatives, draw_street_hazards
 from engine import run_script, write_results
+from engine.checkpoint import require_writable
+from engine.flags import LARGEST_SEED, Parser, whole_number
+from errors import FileInTheWay
 
 # The sizes of the demo; all other numbers are those of recipes.yaml.
 CROPS = ["--crop_size", "96", "--batch_size", "8", "--scale", "0.75", "1.5", "--statistics_batches", "30"]
@@ -35,18 +37,21 @@ FLOW = ["--epochs", "2", "--patch_sides", "16", "32", "8", "--flow_lr_pretrained
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo_output"), help="written anew (default demo_output)")
     parser.add_argument("--negatives", choices=["pictures", "flow"], default="pictures", help="(default pictures)")
-    parser.add_argument("--seed", default="0", help="of the world and the training (default 0)")
+    parser.add_argument(
+        "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of the world and the training (default 0)"
+    )
     args = parser.parse_args(argv)
+    require_writable(args.folder, "--folder")
     started = time.monotonic()
     make_folder(args.folder)
     with contextlib.chdir(args.folder), told_to_start_anew():
         print("drawing the world", flush=True)
-        draw_street_hazards("streets", training=320, validation=16, test=32, seed=int(args.seed))
-        draw_negatives("negatives", count=100, seed=int(args.seed))
-        world, seed = ["--dataroot", "streets"], ["--seed", args.seed]
+        draw_street_hazards("streets", training=320, validation=16, test=32, seed=args.seed)
+        draw_negatives("negatives", count=100, seed=args.seed)
+        world, seed = ["--dataroot", "streets"], ["--seed", str(args.seed)]
 
         closed = ldn_streethazards.main([*world, "--exp_name", "closed_set", *seed, *CLOSED_SET])
         start = ["--exp_name", "hybrid", "--model", "logs/closed_set/final.pth", *seed, *FINE_TUNING]
@@ -94,7 +99,7 @@ def make_folder(folder: Path) -> None:
     """An empty folder for the demo; only one that an earlier demo made is emptied."""
     marker = folder / ".made_by_demo"
     if folder.exists() and not marker.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} exists and was not made by the demo; choose another --folder")
+        raise FileInTheWay(f"{folder} exists and was not made by the demo; choose another --folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     marker.touch()

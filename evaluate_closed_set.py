@@ -18,7 +18,9 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.checkpoint import require_writable
 from engine.evaluate import predicted_classes
+from engine.flags import add_heads_flag
 from engine.processes import main_process_first, merged, rank
 from engine.report import evaluation_record, published_tables
 from metrics import ConfusionMatrix, classes_averaged
@@ -54,10 +56,11 @@ def main(argv=None):
         choices=["deeplabv3plus", "ldn121", "segmenter"],
         help="whose weights they are (default: deeplabv3plus, ldn121, segmenter in the data sets' order)",
     )
-    parser.add_argument("--heads", type=int, default=16, help="of Segmenter's encoder (default 16, as released)")
+    add_heads_flag(parser)
     args = parser.parse_args(argv)
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
+    require_writable(args.folder, "--folder")
 
     open_dataset, network = DATASETS[args.dataset]
     with main_process_first():

@@ -36,11 +36,14 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.checkpoint import require_writable
 from engine.curves import distribution_of
+from engine.flags import add_pictures_flag, add_tile_flags, check_tile
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
-from engine.report import FrameRanking, evaluation_record, published_tables, write_report
+from engine.report import FrameRanking, evaluation_record, figures_are_written, published_tables, write_report
 from engine.run import peak_memory
+from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, BoundedAnomalyMetrics, ComponentMetrics, mean_of_images
 from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
@@ -125,19 +128,13 @@ def main(argv=None):
         help="pool pixels in 96 MiB a score, however many there are; the figures then say how far off they can be "
         "(connected components still take 4 bytes a pixel and score)",
     )
-    parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
-    parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=6,
-        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
-    )
+    add_tile_flags(parser)
+    add_pictures_flag(parser)
     args = parser.parse_args(argv)
-    if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
-        parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
+    check_tile(parser, args)
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
+    require_writable(args.folder, "--folder")
 
     benchmark = BENCHMARKS[args.dataset]
     test_set = benchmark.open(args.dataroot)
@@ -209,13 +206,14 @@ def main(argv=None):
     counts = ", ".join(f"{count:,} {kind}" for kind, count in results["pixels"].items())
     print(f"scored {len(images)} images, pixels: {counts}; peak memory {results['peak_memory_bytes'] / 2**30:.2f} GiB")
     if shown:
-        colours = benchmark.known.class_colours, benchmark.truth_colours
-        save_pictures(args.folder / "pictures.png", shown, colours[0], names[0], colours[1])
-        distributions = {name: distribution_of(metrics) for name, metrics in pooled.items()}
-        headline = {name: ours[names[0]][name] for name in FIGURES}
-        title = f"{benchmark.title}, {'pixels pooled' if benchmark.pooled else 'mean over images'}"
-        evaluated = names[0], headline, tables, record, distributions, ranking
-        write_report(args.folder, title, *evaluated, *colours, NOT_POOLED)
+        with figures_are_written(args.folder):
+            colours = benchmark.known.class_colours, benchmark.truth_colours
+            save_pictures(args.folder / "pictures.png", shown, colours[0], names[0], colours[1])
+            distributions = {name: distribution_of(metrics) for name, metrics in pooled.items()}
+            headline = {name: ours[names[0]][name] for name in FIGURES}
+            title = f"{benchmark.title}, {'pixels pooled' if benchmark.pooled else 'mean over images'}"
+            evaluated = names[0], headline, tables, record, distributions, ranking
+            write_report(args.folder, title, *evaluated, *colours, NOT_POOLED)
     return results
 
 
@@ -227,7 +225,7 @@ def score_names(asked: list[str] | None, hybrid: bool) -> list[str]:
     names = possible if "all" in asked else list(dict.fromkeys(asked))
     missing = [name for name in names if name in DATASET_SCORES and not hybrid]
     if missing:
-        raise ValueError(
+        raise WrongInput(
             f"--scores {' '.join(missing)}: these weights have no dataset head (logits_ood); "
             f"scores that need none: {', '.join(CLASS_SCORES)}"
         )

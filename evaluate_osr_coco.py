@@ -27,10 +27,13 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.checkpoint import require_writable
 from engine.curves import distribution_of
+from engine.flags import add_heads_flag, add_pictures_flag, share, whole_number
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, main_process_first, merged, rank
-from engine.report import FrameRanking, evaluation_record, published_tables, write_report
+from engine.report import FrameRanking, evaluation_record, figures_are_written, published_tables, write_report
+from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import ReleasedScoring, fast_inference, load_network, segmenter, segmenter_dataset_head
@@ -41,38 +44,34 @@ def main(argv=None):
     parser = script_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="COCO, the folder with images/, labels/ and labels.txt")
     parser.add_argument("--model", required=True, help="weights of a Segmenter, closed-set or hybrid")
-    parser.add_argument("--tpr", type=float, default=0.95, help="share of outlier pixels to find (default 0.95)")
+    parser.add_argument("--tpr", type=share, default=0.95, help="share of outlier pixels to find (default 0.95)")
     parser.add_argument(
         "--score",
         choices=[*DATASET_SCORES, *CLASS_SCORES],
         help="(default: hybrid, or max_logit for closed-set weights)",
     )
     parser.add_argument("--released_scoring", action="store_true", help="probabilities in the place of logits")
-    parser.add_argument("--heads", type=int, default=16, help="of the encoder: 16 in the released weights, the default")
-    parser.add_argument("--window", type=int, default=512, help="side of the windows (default 512)")
-    parser.add_argument("--window_stride", type=int, default=320, help="pixels between windows (default 320)")
+    add_heads_flag(parser)
+    parser.add_argument("--window", type=whole_number(1), default=512, help="side of the windows (default 512)")
+    parser.add_argument(
+        "--window_stride", type=whole_number(1), default=320, help="pixels between windows (default 320)"
+    )
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path("results", "evaluate_osr_coco"),
         help="where results.json, index.html and others go",
     )
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=6,
-        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
-    )
+    add_pictures_flag(parser)
     args = parser.parse_args(argv)
-    if not 0 < args.tpr <= 1:
-        parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
+    require_writable(args.folder, "--folder")
 
     head = segmenter_dataset_head(args.model)
     score_name = args.score or ("hybrid" if head else "max_logit")
     if score_name in DATASET_SCORES and not head:
-        raise ValueError(
+        raise WrongInput(
             f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
     network = load_network(lambda: segmenter(COCO20.num_classes, bool(head), args.heads, head or "decoder"), args.model)
@@ -102,7 +101,7 @@ def main(argv=None):
     anomaly = merged(anomaly)
     threshold = from_process_0(None if rank() else anomaly.threshold(args.tpr))
     if threshold != threshold:
-        raise ValueError(f"no pixel of an unknown thing in {args.dataroot}: no threshold can be taken from it")
+        raise WrongInput(f"no pixel of an unknown thing in {args.dataroot}: no threshold can be taken from it")
     for scores, prediction, labels in kept:
         opened.update(np.where(scores >= threshold, COCO20.num_classes, prediction), labels)
     shown, heat = in_order(shown), in_order(heat)
@@ -144,12 +143,13 @@ def main(argv=None):
     tables = {title: rows} | published_tables("coco20", {score_name: figures})
     write_results(args.folder, results, tables)
     if shown:
-        colours = COCO20.class_colours
-        save_pictures(args.folder / "pictures.png", shown, colours, score_name)
-        headline = {title.removesuffix(" %"): figures[name] for name, title in means.items()}
-        distributions = {score_name: distribution_of(anomaly, args.tpr)}
-        title = "COCO20/80 validation, open set"
-        write_report(args.folder, title, score_name, headline, tables, record, distributions, ranking, colours)
+        with figures_are_written(args.folder):
+            colours = COCO20.class_colours
+            save_pictures(args.folder / "pictures.png", shown, colours, score_name)
+            headline = {title.removesuffix(" %"): figures[name] for name, title in means.items()}
+            distributions = {score_name: distribution_of(anomaly, args.tpr)}
+            title = "COCO20/80 validation, open set"
+            write_report(args.folder, title, score_name, headline, tables, record, distributions, ranking, colours)
     return results
 
 

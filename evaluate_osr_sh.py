@@ -27,10 +27,13 @@ from engine import (
     script_parser,
     write_results,
 )
+from engine.checkpoint import require_writable
 from engine.curves import distribution_of
+from engine.flags import add_pictures_flag, share
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, merged, rank
-from engine.report import FrameRanking, evaluation_record, published_tables, write_report
+from engine.report import FrameRanking, evaluation_record, figures_are_written, published_tables, write_report
+from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import fast_inference, has_dataset_head, ladder_densenet121, load_network
@@ -43,7 +46,7 @@ def main(argv=None):
     parser = script_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
     parser.add_argument("--model", required=True, help="weights of an LDN-121, closed-set or hybrid")
-    parser.add_argument("--tpr", type=float, default=0.95, help="share of outlier pixels to find (default 0.95)")
+    parser.add_argument("--tpr", type=share, default=0.95, help="share of outlier pixels to find (default 0.95)")
     parser.add_argument(
         "--score",
         choices=[*DATASET_SCORES, *CLASS_SCORES],
@@ -55,17 +58,11 @@ def main(argv=None):
         default=Path("results", "evaluate_osr_sh"),
         help="where results.json, index.html and others go",
     )
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=6,
-        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
-    )
+    add_pictures_flag(parser)
     args = parser.parse_args(argv)
-    if not 0 < args.tpr <= 1:
-        parser.error(f"--tpr {args.tpr:g} must be over 0 and at most 1")
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
+    require_writable(args.folder, "--folder")
 
     towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
     hybrid = has_dataset_head(args.model)
@@ -86,7 +83,7 @@ def main(argv=None):
         anomaly = merged(anomaly)
         calibrated[town] = from_process_0(None if rank() else anomaly.threshold(args.tpr))
         if calibrated[town] != calibrated[town]:
-            raise ValueError(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
+            raise WrongInput(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
         if not rank():
             distributions[f"{score_name}, {town} at half resolution"] = distribution_of(anomaly, args.tpr)
 
@@ -135,11 +132,12 @@ def main(argv=None):
     tables = {title: rows} | published_tables("street-hazards-open-set", {score_name: ours})
     write_results(args.folder, results, tables)
     if shown:
-        colours = StreetHazards.class_colours
-        save_pictures(args.folder / "pictures.png", shown, colours, score_name)
-        headline = {title.removesuffix(" %"): figures["total"][name] for name, title in means.items()}
-        title = "StreetHazards test, open set"
-        write_report(args.folder, title, score_name, headline, tables, record, distributions, ranking, colours)
+        with figures_are_written(args.folder):
+            colours = StreetHazards.class_colours
+            save_pictures(args.folder / "pictures.png", shown, colours, score_name)
+            headline = {title.removesuffix(" %"): figures["total"][name] for name, title in means.items()}
+            title = "StreetHazards test, open set"
+            write_report(args.folder, title, score_name, headline, tables, record, distributions, ranking, colours)
     return results
 
 

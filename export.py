@@ -7,7 +7,6 @@ dataset head dataset_logits (B, 2, H, W) and hybrid_score (B, H, W), for closed-
 Larger scores are more anomalous. Normalisation is inside.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from engine import run_script
+from engine.checkpoint import require_writable
+from engine.flags import Parser, add_heads_flag, whole_number
+from errors import FileInTheWay, MissingFile, WrongInput
+from labels import OUTLIER
 from losses import hybrid_score, max_logit_score
 from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
 from models.weights import read_state_dict
@@ -35,20 +38,23 @@ CLASS_KEYS = {  # a tensor in the weights whose first dimension is the number of
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--params", required=True, help="weights, closed-set or hybrid")
     parser.add_argument("--network", required=True, choices=list(CLASS_KEYS), help="whose weights they are")
     parser.add_argument("--output", required=True, type=Path, help="the ONNX file to write")
-    parser.add_argument("--num_classes", type=int, help="K (default: as many as the weights have)")
-    parser.add_argument("--heads", type=int, default=16, help="of Segmenter's encoder; the weights do not tell them")
+    parser.add_argument("--num_classes", type=whole_number(1, OUTLIER), help="K (default: as many as the weights have)")
+    add_heads_flag(parser)
     args = parser.parse_args(argv)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"the export needs {', '.join(missing)}: pip install -r requirements.txt")
+        raise WrongInput(f"the export needs {', '.join(missing)}: pip install -r requirements.txt")
     if not args.output.parent.is_dir():
-        raise FileNotFoundError(f"no folder {args.output.parent} to write {args.output.name} to; make it first")
+        raise MissingFile(f"no folder {args.output.parent} to write {args.output.name} to; make it first")
+    if args.output.is_dir():
+        raise FileInTheWay(
+            f"--output {args.output} is a folder; give the file to write, such as {args.output}/model.onnx"
+        )
+    require_writable(args.output.parent, "--output")
 
     model = Scored(trained_network(args.network, args.params, args.num_classes, args.heads)).eval()
     unchecked = args.output.with_name(args.output.name + ".unchecked")
@@ -94,7 +100,7 @@ def trained_network(name: str, path: str, num_classes: int | None, heads: int) -
     if num_classes is None:
         weights = read_state_dict(path)
         if CLASS_KEYS[name] not in weights:
-            raise ValueError(f"{path} does not fit {name}: it has no {CLASS_KEYS[name]}. Is it another --network's?")
+            raise WrongInput(f"{path} does not fit {name}: it has no {CLASS_KEYS[name]}. Is it another --network's?")
         num_classes = len(weights[CLASS_KEYS[name]])
     if name == "segmenter":
         head = segmenter_dataset_head(path)
@@ -177,7 +183,7 @@ def check_onnx(model: nn.Module, path: Path, shapes: tuple[tuple[int, ...], ...]
             if not difference <= TOLERANCE:  # NaN is none
                 problems.append(f"{name} of image {shape} differs by {difference:.1e} of the largest magnitude")
     if problems:
-        raise ValueError(
+        raise WrongInput(
             f"ONNX Runtime and torch disagree by more than {TOLERANCE:g}, so no file was written: {'; '.join(problems)}"
         )
     return differences

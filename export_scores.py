@@ -20,19 +20,23 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
 from data import AnomalyTrack, Cityscapes, FishyscapesStatic, ImageFolder, LostAndFound
-from data.files import open_image
+from data.files import open_image, read_labels
+from data.smiyc import LABEL_ENDING
 from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
-from engine.checkpoint import write_whole
+from engine.checkpoint import require_writable, write_whole
+from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
 from engine.precision import Precision
+from errors import FileInTheWay, MissingFile, WrongInput
+from labels import OUTLIER
 from losses import hybrid_score
 from metrics import AnomalyMetrics
 from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
@@ -55,7 +59,7 @@ def main(argv=None):
     parser.add_argument("--network", choices=list(NETWORKS), default="deeplabv3plus", help="(default deeplabv3plus)")
     parser.add_argument(
         "--num_classes",
-        type=int,
+        type=whole_number(1, OUTLIER),
         default=Cityscapes.num_classes,
         help="that the weights know (default 19, Cityscapes'; 12 for StreetHazards)",
     )
@@ -64,29 +68,32 @@ def main(argv=None):
         "--dataset", help="smiyc: the data set's folder (default: X-all where dataset_X is in --dataroot)"
     )
     parser.add_argument(
-        "--shift", type=float, default=0.0, help="subtracted from every score; float16 is finest around 0 (default 0)"
+        "--shift",
+        type=finite_number,
+        default=0.0,
+        help="subtracted from every score; float16 is finest around 0 (default 0)",
     )
-    parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
-    parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
+    add_tile_flags(parser)
     args = parser.parse_args(argv)
     if (args.folder is None) == (args.check is None):
         parser.error("give either --folder, to write score maps, or --check, to check those of a folder")
     if args.folder and not args.params:
         parser.error("--folder needs --params, the weights")
-    if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
-        parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
+    check_tile(parser, args)
     for name in (args.method, args.dataset):
         if name is not None and (name in ("", "..") or Path(name).name != name):
             parser.error(f"--method and --dataset are plain folder names, not {name!r}")
+    if args.folder:
+        require_writable(args.folder, "--folder")
 
     images = images_of(args.dataroot)
     dataset = (args.dataset or benchmark_name(args.dataroot)) if args.benchmark == "smiyc" else None
     files = files_of(args.benchmark, images.paths, args.method, dataset)
     if args.check:
-        return check(args.benchmark, args.check, images.paths, files, args.dataroot)
+        return check(args.benchmark, args.check, images.paths, files)
 
     if not has_dataset_head(args.params):
-        raise ValueError(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
+        raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     model = load_network(lambda: NETWORKS[args.network](args.num_classes, True), args.params).to(device)
@@ -116,7 +123,7 @@ def images_of(root: Path) -> ImageFolder:
     found = len(images)
     images.paths = [path for path in images.paths if not LABEL_MAP.search(path.name)]
     if not images.paths:
-        raise FileNotFoundError(f"only label maps below {root}; --dataroot is a folder with images")
+        raise MissingFile(f"only label maps below {root}; --dataroot is a folder with images")
     if len(images) < found:
         print(f"{found - len(images)} label maps below {root} are left out")
     return images
@@ -142,7 +149,7 @@ def files_of(benchmark: str, paths: list[Path], method: str, dataset: str | None
     twice = [frame for frame, count in Counter(frames).items() if count > 1]
     if twice:
         same = [str(path) for path, frame in zip(paths, frames, strict=True) if frame == twice[0]]
-        raise ValueError(f"{' and '.join(same)} would have one score map; give a --dataroot in which names differ")
+        raise WrongInput(f"{' and '.join(same)} would have one score map; give a --dataroot in which names differ")
     return [frame + ENDINGS[benchmark] for frame in frames]
 
 
@@ -153,15 +160,15 @@ def start_folder(folder: Path, settings: dict, ending: str) -> None:
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            raise ValueError(f"{file} is damaged; remove the folder, or choose another --folder") from None
+            raise WrongInput(f"{file} is damaged; remove the folder, or choose another --folder") from None
         changed = [key for key in settings if not isinstance(before, dict) or before.get(key) != settings[key]]
         if changed:
-            raise ValueError(
+            raise WrongInput(
                 f"{folder} was written with other settings ({', '.join(changed)}; see {SETTINGS}); "
                 "choose another --folder, or remove this one"
             )
     elif any(folder.rglob("*" + ending)):
-        raise FileExistsError(f"{folder} holds *{ending} but no {SETTINGS} that says whose; choose another --folder")
+        raise FileInTheWay(f"{folder} holds *{ending} but no {SETTINGS} that says whose; choose another --folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(json.dumps(settings, indent=2).encode(), file)
@@ -203,9 +210,9 @@ def export(model, images: ImageFolder, files: list[str], args, device, precision
 def stored_scores(scores: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """Scores as they are stored; ValueError for those that are not finite, or too large for the type."""
     if not np.isfinite(scores).all():
-        raise ValueError(f"{name}: {(~np.isfinite(scores)).sum():,} scores are not finite; are the weights damaged?")
+        raise WrongInput(f"{name}: {(~np.isfinite(scores)).sum():,} scores are not finite; are the weights damaged?")
     if dtype == np.float16 and np.abs(scores).max() > HALF_MAX:
-        raise ValueError(
+        raise WrongInput(
             f"{name}: scores from {scores.min():.6g} to {scores.max():.6g} do not fit float16, +-{HALF_MAX:.0f}; "
             "bring them there with --shift, the same for all frames"
         )
@@ -230,10 +237,10 @@ def read_map(path: Path) -> np.ndarray:
             return np.load(path, allow_pickle=False)
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("value"), h5py.Dataset):
-                raise ValueError(f'holds no data set "value" but {", ".join(file) or "nothing"}')
+                raise WrongInput(f'holds no data set "value" but {", ".join(file) or "nothing"}')
             return file["value"][()]
     except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:  # h5py's and NumPy's on damaged files
-        raise ValueError(f"cannot be read: {error}") from None
+        raise WrongInput(f"cannot be read: {error}") from None
 
 
 def map_problem(path: Path, size: tuple[int, int], dtype: np.dtype) -> str | None:
@@ -259,10 +266,10 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def check(benchmark: str, folder: Path, paths: list[Path], files: list[str], root: Path) -> dict:
+def check(benchmark: str, folder: Path, paths: list[Path], files: list[str]) -> dict:
     """Compare a folder of score maps with the images; every problem is told, and any ends with exit code 1."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; --check is what --folder was when the score maps were written")
+        raise MissingFile(f"no folder {folder}; --check is what --folder was when the score maps were written")
     problems, dtype = [], DTYPES[benchmark]
     whole = {}
     bar = tqdm(list(zip(paths, files, strict=True)), "checking", leave=False, dynamic_ncols=True, disable=None)
@@ -271,7 +278,7 @@ def check(benchmark: str, folder: Path, paths: list[Path], files: list[str], roo
         if wrong:
             problems.append(f"{name} of {path.name} {wrong}")
             continue
-        whole[path.resolve()] = folder / name
+        whole[path] = folder / name
         scores = read_map(folder / name)
         if scores.min() == scores.max():
             problems.append(f"{name} of {path.name} holds one value everywhere, {scores.flat[0]:.6g}")
@@ -282,10 +289,15 @@ def check(benchmark: str, folder: Path, paths: list[Path], files: list[str], roo
 
     sense = "not checked: no label maps at hand"
     figures = AnomalyMetrics()
-    for name, labels in labelled(benchmark, root, whole):
-        figures.update(read_map(whole[name]).astype(np.float32), labels)
-    found = figures.compute() if whole else {}
-    auroc = found.get("AUROC", float("nan"))
+    for path, scores in whole.items():
+        label_map = label_map_of(path.absolute(), benchmark)
+        if label_map is None:
+            continue
+        try:
+            figures.update(read_map(scores).astype(np.float32), read_labels(*label_map))
+        except ValueError as error:  # a map that is damaged or of another size, which says nothing of the others
+            problems.append(f"the label map of {path.name} cannot be used: {error}")
+    auroc = figures.compute()["AUROC"]
     if auroc == auroc:
         sense = f"AUROC {100 * auroc:.2f} where label maps are at hand"
         if auroc < 0.5:
@@ -300,18 +312,19 @@ def check(benchmark: str, folder: Path, paths: list[Path], files: list[str], roo
     return {"frames": len(files), "AUROC": auroc}
 
 
-def labelled(benchmark: str, root: Path, whole: dict[Path, Path]) -> Iterator[tuple[Path, object]]:
-    """(image, its labels) of the frames with label maps, where the images lie in the data set's own folder."""
-    sources = {"smiyc": {AnomalyTrack: "images"}, "fishyscapes": {LostAndFound: "leftImg8bit", FishyscapesStatic: None}}
-    for source, inner in sources[benchmark].items():
-        try:
-            samples = source(root.parent if root.name == inner else root)
-        except (FileNotFoundError, ValueError):  # the images are not in this data set's folder
-            continue
-        for index, (image, _) in enumerate(samples.pairs):
-            if image.resolve() in whole:
-                yield image.resolve(), samples[index][1]
-        return
+def label_map_of(image: Path, benchmark: str) -> tuple[Path, Tensor] | None:
+    """Where an image's label map lies in the data set's own folder, and its table for read_labels; None: nowhere."""
+    if benchmark == "smiyc":
+        found = image.parent.parent / "labels_masks" / (image.stem + LABEL_ENDING), AnomalyTrack.table
+    elif image.name.endswith("_rgb.jpg"):
+        found = image.with_name(image.name.removesuffix("_rgb.jpg") + "_labels.png"), FishyscapesStatic.table
+    elif image.name.endswith("_leftImg8bit.png") and "leftImg8bit" in image.parts:
+        at = len(image.parts) - 1 - image.parts[::-1].index("leftImg8bit")
+        folder = Path(*image.parts[:at], "ood", *image.parts[at + 1 : -1])
+        found = folder / (image.name.removesuffix("_leftImg8bit.png") + "_ood_segmentation.png"), LostAndFound.table
+    else:
+        return None
+    return found if found[0].is_file() else None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from engine import (
     argument_parser,
     closed_set_figures,
     fit,
+    main_process_first,
+    require,
+    require_positive,
     require_two_at_once,
     run_script,
     start_run,
@@ -29,6 +32,13 @@ from models import backbone_slower, ladder_densenet121, load_imagenet_densenet12
 class ClosedSetRecipe(Recipe):
     adam_eps: float
     backbone_lr_factor: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "adam_eps")
+        require(
+            0 < self.backbone_lr_factor <= 1, f"backbone_lr_factor {self.backbone_lr_factor} must be over 0, at most 1"
+        )
 
 
 def main(argv=None):
@@ -50,7 +60,8 @@ def main(argv=None):
     require_two_at_once(len(train_set), recipe)
     model = ladder_densenet121(StreetHazards.num_classes, hybrid=False, checkpointing=recipe.checkpointing)
     if args.init != "none":
-        load_imagenet_densenet121(model, None if args.init == "imagenet" else args.init)
+        with main_process_first():  # it downloads the file, where it is not there yet
+            load_imagenet_densenet121(model, None if args.init == "imagenet" else args.init)
     model.to(run.device)
     optimizer = torch.optim.Adam(
         backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps, fused=True

@@ -28,6 +28,7 @@ from engine import (
     argument_parser,
     closed_set_figures,
     fit,
+    require,
     require_two_at_once,
     run_script,
     start_run,
@@ -39,6 +40,12 @@ from models import backbone_slower, ladder_densenet121, load_weights
 @dataclass(frozen=True, kw_only=True)
 class LadderRecipe(RealNegativesRecipe):
     backbone_lr_factor: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            0 < self.backbone_lr_factor <= 1, f"backbone_lr_factor {self.backbone_lr_factor} must be over 0, at most 1"
+        )
 
 
 def main(argv=None):

@@ -31,6 +31,7 @@ from engine import (
     argument_parser,
     closed_set_figures,
     fit,
+    require,
     require_two_at_once,
     run_script,
     start_run,
@@ -43,6 +44,12 @@ from models import backbone_slower, denseflow_25_6, frozen, ladder_densenet121, 
 @dataclass(frozen=True, kw_only=True)
 class LadderFlowRecipe(FlowRecipe):
     backbone_lr_factor: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            0 < self.backbone_lr_factor <= 1, f"backbone_lr_factor {self.backbone_lr_factor} must be over 0, at most 1"
+        )
 
 
 def main(argv=None):

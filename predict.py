@@ -46,9 +46,11 @@ from engine import (
     script_parser,
     to_device,
 )
-from engine.checkpoint import sha256, write_whole
+from engine.checkpoint import require_writable, sha256, write_whole
+from engine.flags import add_heads_flag, add_tile_flags, check_tile, finite_number, whole_number
 from engine.pictures import Drawing, heat_range
 from engine.precision import Precision
+from errors import FileInTheWay, MissingFile, UnusableFile, WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from models import (
     deeplabv3plus,
@@ -90,12 +92,12 @@ def main(argv=None):
         help="(default: hybrid, or max_logit for closed-set weights)",
     )
     unknown = parser.add_mutually_exclusive_group()
-    unknown.add_argument("--threshold", type=float, help="a pixel whose score reaches it is unknown")
+    unknown.add_argument("--threshold", type=finite_number, help="a pixel whose score reaches it is unknown")
     unknown.add_argument("--calibration", type=Path, help="results.json of an evaluation, whose threshold is taken")
     parser.add_argument(
         "--heat_range",
         nargs=2,
-        type=float,
+        type=finite_number,
         metavar=("LOW", "HIGH"),
         help="scores that are black and pale yellow in every heat map (default: the calibration's, else 1 %% and "
         "99 %% of each picture's)",
@@ -103,28 +105,25 @@ def main(argv=None):
     parser.add_argument("--raw", choices=["png16", "npy", "none"], default="png16", help="score maps (default png16)")
     parser.add_argument(
         "--max_pixels",
-        type=int,
+        type=whole_number(1),
         default=MAX_PIXELS,
         help=f"a picture of more pixels is refused by its header (default {MAX_PIXELS:,})",
     )
-    parser.add_argument("--max_side", type=int, help="the network sees pictures shrunk to this longer side")
-    parser.add_argument("--tile", type=int, help="run the network on square tiles of this side where memory is short")
-    parser.add_argument("--tile_overlap", type=int, default=128, help="pixels that tiles share (default 128)")
-    parser.add_argument("--heads", type=int, default=16, help="of segmenter's encoder (default 16, as released)")
+    parser.add_argument(
+        "--max_side", type=whole_number(SMALLEST), help="the network sees pictures shrunk to this longer side"
+    )
+    add_tile_flags(parser)
+    add_heads_flag(parser)
     args = parser.parse_args(argv)
-    if args.tile is not None and not 0 <= args.tile_overlap < args.tile:
-        parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
+    check_tile(parser, args)
     if args.tile is not None and args.network == "segmenter":
         parser.error(f"--tile: segmenter runs in windows of {WINDOW} anyway")
-    if args.threshold is not None and not math.isfinite(args.threshold):
-        parser.error(f"--threshold {args.threshold} is no number")
-    if args.heat_range and not -math.inf < args.heat_range[0] < args.heat_range[1] < math.inf:
+    if args.heat_range and not args.heat_range[0] < args.heat_range[1]:
         parser.error(f"--heat_range {args.heat_range[0]:g} {args.heat_range[1]:g}: LOW must be below HIGH")
-    if args.max_side is not None and args.max_side < SMALLEST:
-        parser.error(f"--max_side {args.max_side} must be at least {SMALLEST}")
     args.classes = args.classes or NETWORKS[args.network]
     device, known = choose_device(args.device), CLASSES[args.classes]
     precision = choose_precision(args.precision, device)
+    require_writable(args.folder, "--folder")
 
     inputs = list_inputs(args.input, args.folder)
     is_video = args.input.suffix.lower() in VIDEO_ENDINGS and args.input.is_file()
@@ -164,7 +163,7 @@ def main(argv=None):
         lines = picture_lines(predict, todo, files, drawing, args.workers, device, args.max_pixels)
     failed = []
     try:
-        with open(args.folder / REPORT, "a") as report:
+        with open(args.folder / REPORT, "a", encoding="utf-8") as report:
             for line in lines:
                 report.write(json.dumps(line) + "\n")
                 report.flush()
@@ -192,12 +191,12 @@ def list_inputs(source: Path, folder: Path) -> dict[str, Path]:
         return {source.name: source}
     kind = why_no_file(source)
     if kind not in (None, "a folder"):
-        raise ValueError(f"--input {source} is {kind}; give an image, a folder of images or a video")
+        raise WrongInput(f"--input {source} is {kind}; give an image, a folder of images or a video")
     if not source.is_dir():
-        raise FileNotFoundError(f"no file or folder {source}; --input is an image, a folder of images or a video")
+        raise MissingFile(f"no file or folder {source}; --input is an image, a folder of images or a video")
     inside, output = source.resolve(), folder.resolve()
     if inside == output:
-        raise ValueError(
+        raise WrongInput(
             f"--folder {folder} is the folder of the input; choose another, such as {folder / 'predicted'}"
         )
     listing = files_below(source, ENDINGS)
@@ -206,7 +205,7 @@ def list_inputs(source: Path, folder: Path) -> dict[str, Path]:
     results = {place for place in {path.parent for path in paths} if place.resolve().is_relative_to(output)}
     inputs = {path.relative_to(source).as_posix(): path for path in paths if path.parent not in results}
     if not inputs:
-        raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) below {source}; videos are given one by one")
+        raise MissingFile(f"no image ({', '.join(ENDINGS)}) below {source}; videos are given one by one")
     return inputs
 
 
@@ -231,7 +230,7 @@ def import_ffmpeg(path: Path):
     try:
         import imageio_ffmpeg
     except ImportError:
-        raise ValueError(
+        raise WrongInput(
             f"{path} is a video, and the package that reads them is missing: pip install -r requirements-video.txt"
         ) from None
     return imageio_ffmpeg
@@ -249,13 +248,13 @@ def open_model(args, device: torch.device, precision: Precision) -> tuple[nn.Mod
         build = partial(networks[args.network], num_classes, head)
     score_name = args.score or ("hybrid" if head else "max_logit")
     if score_name in DATASET_SCORES and not head:
-        raise ValueError(
+        raise WrongInput(
             f"--score {score_name}: {args.params} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
     try:
         model = load_network(build, args.params)
     except ValueError as error:
-        raise ValueError(
+        raise WrongInput(
             f"{error} Expected by --network {args.network} --classes {args.classes}: {num_classes} classes"
         ) from None
     model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
@@ -272,14 +271,14 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
     evaluate_osr_sh.py has a threshold for each town: the lower one, which finds the share in both, is taken.
     """
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"--calibration {path} cannot be opened ({error.strerror}); it is the results.json of evaluate_ood.py, "
             "evaluate_osr_sh.py or evaluate_osr_coco.py"
         ) from error
     except ValueError as error:
-        raise ValueError(f"--calibration {path} is no JSON file ({error}); give the results.json itself") from error
+        raise WrongInput(f"--calibration {path} is no JSON file ({error}); give the results.json itself") from error
 
     def at(*keys):
         value = results
@@ -291,7 +290,7 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
     if isinstance(at("pooled"), dict):
         thresholds = {name: at("pooled", name, "threshold95") for name in at("pooled")}
     elif at("mean_of_images") is not None:
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} has figures of each image by itself (mean_of_images) and no threshold for all "
             "(pooled): run evaluate_ood.py once more with --pooled"
         )
@@ -301,22 +300,22 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
         thresholds = {at("score"): at("threshold")}
     else:
         held = f"its keys are {', '.join(results)}" if isinstance(results, dict) else "it holds no keys"
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} has no threshold: {held}; expected are pooled/SCORE/threshold95 (evaluate_ood.py), "
             "t5/threshold, t6/threshold and score (evaluate_osr_sh.py), or threshold and score (evaluate_osr_coco.py)"
         )
     if at("released_scoring"):
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} was made with --released_scoring, whose scores are of probabilities; the scores "
             "here are of logits: evaluate without it"
         )
     if score_name not in thresholds:
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} has a threshold for the score {' and '.join(map(str, thresholds))}, and the score "
             f"here is {score_name}: choose it with --score, or evaluate this one"
         )
     if not is_number(thresholds[score_name]):
-        raise ValueError(
+        raise WrongInput(
             f"--calibration {path} has {thresholds[score_name]!r} for the threshold of {score_name}: was there no "
             "pixel of an unknown thing to take it from?"
         )
@@ -353,7 +352,7 @@ def check_memory(
     ways = [f"--max_side 2048 (about {needed(2048, tile) / 1e9:.1f} GB)"]
     if network != "segmenter":
         ways.append(f"--tile 1024 (about {needed(max_side, 1024) / 1e9:.1f} GB)")
-    raise ValueError(
+    raise WrongInput(
         f"its {width}x{height} pixels take about {needed(max_side, tile) / 1e9:.1f} GB of memory and "
         f"{free / 1e9:.1f} GB are free; try {' or '.join(ways)}"
     )
@@ -363,14 +362,15 @@ def free_memory() -> int | None:
     """Bytes that this process can have before the system kills one, a container's limit included; None: not known."""
     found = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
-            found.append(int(Path("/sys/fs/cgroup", limit).read_text()) - int(Path("/sys/fs/cgroup", used).read_text()))
+            most, taken = (int(Path("/sys/fs/cgroup", name).read_text(encoding="utf-8")) for name in (limit, used))
+            found.append(most - taken)
     return min(found, default=None)
 
 
@@ -405,9 +405,9 @@ def predicted(
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise ValueError(f"memory does not suffice for {size[1]}x{size[0]} pixels; try --max_side or --tile") from error
+        raise WrongInput(f"memory does not suffice for {size[1]}x{size[0]} pixels; try --max_side or --tile") from error
     if not scores.isfinite().all():
-        raise ValueError("its scores are not finite; are these weights damaged?")
+        raise WrongInput("its scores are not finite; are these weights damaged?")
     return classes[0].cpu().numpy(), scores[0].cpu().numpy()
 
 
@@ -436,7 +436,7 @@ def picture_lines(
             line = {"name": name, "file": fingerprint(inputs[name])}
             try:
                 if reason:
-                    raise ValueError(reason)
+                    raise WrongInput(reason)
                 prediction = predict(image)
                 pending.append(pool.submit(write_picture, line, image, *prediction, files(name), drawing, started))
             except ValueError as error:
@@ -502,7 +502,7 @@ def video_lines(
                     number, unknown = number + 1, unknown + (told["unknown_share"] or 0)
                     bar.update()
             if not number:
-                raise ValueError("it has no frame")
+                raise WrongInput("it has no frame")
             os.replace(part, whole)
         except (ValueError, OSError, RuntimeError, StopIteration) as error:  # the package raises whatever ffmpeg said
             part.unlink(missing_ok=True)
@@ -541,21 +541,21 @@ def open_folder(folder: Path, settings: dict) -> dict[str, dict]:
     if not path.exists():
         there = [name for name in (REPORT, *KINDS) if (folder / name).exists()]
         if there or (folder.exists() and not folder.is_dir()):
-            raise FileExistsError(
+            raise FileInTheWay(
                 f"{folder} was not made by predict.py, having no {SETTINGS} but {', '.join(there) or 'being a file'}; "
                 "choose another --folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_or_explain(json.dumps(settings, indent=2).encode(), path)
         return {}
-    before, now = json.loads(path.read_text()), json.loads(json.dumps(settings))
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
     differences = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
     if differences:
-        raise ValueError(
+        raise WrongInput(
             f"{folder} was made with other settings: {'; '.join(differences)}; "
             "give the same, or choose another --folder"
         )
@@ -565,7 +565,7 @@ def open_folder(folder: Path, settings: dict) -> dict[str, dict]:
 def report_lines(folder: Path) -> Iterator[dict]:
     """The lines of the report, but for one that was being written when the run was killed."""
     if (folder / REPORT).exists():
-        with open(folder / REPORT) as report:
+        with open(folder / REPORT, encoding="utf-8") as report:
             for line in report:
                 with contextlib.suppress(json.JSONDecodeError):
                     yield json.loads(line)
@@ -601,7 +601,7 @@ def write_or_explain(content: bytes, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(content, path)
     except OSError as error:
-        raise OSError(
+        raise UnusableFile(
             error.errno,
             f"could not write {path}: {os.strerror(error.errno)}. Make room or make the folder writable, then run the "
             "same command again: what is done is kept",

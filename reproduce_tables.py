@@ -19,7 +19,6 @@ figures side by side. Paths are taken from the working directory. The same comma
 failed, or has another command or other weights; the data are not compared: remove OUTPUT_DIR/TABLE where they changed.
 """
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -29,10 +28,12 @@ from pathlib import Path
 import yaml
 
 from engine import run_script
-from engine.checkpoint import sha256, write_whole
+from engine.checkpoint import require_writable, sha256, write_whole
+from engine.flags import Parser
 from engine.page import html_link, html_paragraph, html_tables, page
+from engine.recipe import PROJECT
 from engine.report import published_tables
-from engine.run import PROJECT
+from errors import MissingFile, WrongInput
 
 ANOMALIES = ("lf", "static", "road-anomaly", "anomaly-track", "obstacle-track", "street-hazards")
 SCRIPTS = {name: ["evaluate_ood.py", "--dataset", name] for name in ANOMALIES} | {
@@ -45,12 +46,11 @@ KEYS = {"dataroot", "weights", "flags"}
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--config", required=True, type=Path, help="YAML file with data roots and weights")
     parser.add_argument("--folder", required=True, type=Path, help="where the results go")
     args = parser.parse_args(argv)
+    require_writable(args.folder, "--folder")
 
     runs = read_config(args.config)
     failed = {}
@@ -74,13 +74,13 @@ def main(argv=None):
 def read_config(path: Path) -> dict[str, dict]:
     """The tables to run, checked before anything is: names, keys, and that data and weights are there."""
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; --config is a YAML file as `python reproduce_tables.py --help` shows")
+        raise MissingFile(f"no file {path}; --config is a YAML file as `python reproduce_tables.py --help` shows")
     try:
-        runs = yaml.safe_load(path.read_text())
+        runs = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
+        raise WrongInput(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(runs, dict) or not runs:
-        raise ValueError(f"{path} names no table; possible are {', '.join(SCRIPTS)}")
+        raise WrongInput(f"{path} names no table; possible are {', '.join(SCRIPTS)}")
     problems = []
     for name, run in runs.items():
         if name not in SCRIPTS:
@@ -97,7 +97,7 @@ def read_config(path: Path) -> dict[str, dict]:
             if not Path(run["weights"]).is_file():
                 problems.append(f"{name}: no file {run['weights']} (weights)")
     if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
+        raise WrongInput(f"{path}: " + "; ".join(problems))
     return runs
 
 
@@ -111,7 +111,7 @@ def command_of(name: str, run: dict, folder: Path) -> list[str]:
 def is_done(folder: Path, command: list[str], weights: str) -> bool:
     """Whether the folder holds the results of this command with these weights."""
     try:
-        record = json.loads((folder / "results.json").read_text())["record"]
+        record = json.loads((folder / "results.json").read_text(encoding="utf-8"))["record"]
     except (OSError, ValueError, KeyError):
         return False
     same_weights = sha256(weights) == record["weights_sha256"]
@@ -124,20 +124,20 @@ def evaluate(command: list[str], log: Path) -> str | None:
     log.parent.mkdir(parents=True, exist_ok=True)
     (log.parent / "results.json").unlink(missing_ok=True)  # of another command
     script, *flags = command
-    with open(log, "w") as output:
+    with open(log, "w", encoding="utf-8") as output:
         code = subprocess.run(
             [sys.executable, PROJECT / script, *flags], stdout=output, stderr=subprocess.STDOUT
         ).returncode
     if code == 0:
         return None
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else f"exit code {code}"
 
 
 def read_tables(path: Path) -> dict[str, list[list[str]]]:
     """Title -> rows of a table.md."""
     tables, title = {}, ""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("| "):
             tables.setdefault(title, []).append([cell.strip() for cell in line.strip("|").split("|")])
         elif line and not line.startswith("|"):
@@ -155,10 +155,10 @@ def write_page(folder: Path, tables: dict[str, dict], failed: dict[str, str]) ->
     servers = {title: rows for block in SERVERS for title, rows in published_tables(block, {}).items()}
     sections["published, on test parts whose labels only the benchmarks' servers have"] = html_tables(servers)
     text = page("The tables of the papers", "published and own figures side by side, in percent", sections)
-    write_whole(text.encode(), folder / "index.html")
-    parts = [f"## {name}\n\n{(folder / name / 'table.md').read_text()}" for name in tables]
+    write_whole(text.encode(errors="backslashreplace"), folder / "index.html")
+    parts = [f"## {name}\n\n{(folder / name / 'table.md').read_text(encoding='utf-8')}" for name in tables]
     parts += [f"## {name}\n\nfailed: {error}\n" for name, error in failed.items()]
-    write_whole("\n".join(parts).encode(), folder / "tables.md")
+    write_whole("\n".join(parts).encode(errors="backslashreplace"), folder / "tables.md")
     print(f"written: {folder / 'index.html'}, {folder / 'tables.md'}")
 
 

@@ -19,6 +19,7 @@ from engine import (
     closed_set_figures,
     fit,
     main_process_first,
+    require_positive,
     run_script,
     start_run,
 )
@@ -33,6 +34,10 @@ class SegmenterRecipe(Recipe):
     heads: int
     window: int
     window_stride: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "heads", "window", "window_stride")
 
 
 def main(argv=None):

@@ -30,6 +30,7 @@ from engine import (
     closed_set_figures,
     fit,
     main_process_first,
+    require_positive,
     run_script,
     start_run,
 )
@@ -47,6 +48,10 @@ class SegmenterNegativesRecipe(RealNegativesRecipe):
     window_stride: int
     negatives_per_image: int
     rare_below: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "heads", "window", "window_stride", "negatives_per_image", "rare_below")
 
 
 def main(argv=None):

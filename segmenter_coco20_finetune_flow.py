@@ -32,6 +32,7 @@ from engine import (
     closed_set_figures,
     fit,
     main_process_first,
+    require_positive,
     run_script,
     start_run,
     trained_along,
@@ -47,6 +48,10 @@ class SegmenterFlowRecipe(FlowRecipe):
     window: int
     window_stride: int
     patches_per_image: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "heads", "window", "window_stride", "patches_per_image")
 
 
 def main(argv=None):

@@ -23,12 +23,15 @@ from engine import (
     evaluation_loader,
     fit,
     main_process_first,
+    require_positive,
     run_script,
     same_noise,
     save_samples,
     start_run,
     to_device,
 )
+from engine.processes import rank, summed, world_size
+from errors import WrongInput
 from losses import bits_per_dimension
 from models import denseflow_25_6, load_weights
 
@@ -52,18 +55,16 @@ class FlowTraining(Recipe):
     def __post_init__(self):
         super().__post_init__()
         if self.crop_size % 8:
-            raise ValueError(f"crop_size {self.crop_size} must be a multiple of 8 for a flow")
-        for key in ("adamax_eps", "validation_images", "sampled_images"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"{key} must be positive, not {getattr(self, key)}")
+            raise WrongInput(f"crop_size {self.crop_size} must be a multiple of 8 for a flow")
+        require_positive(self, "adamax_eps", "validation_images", "sampled_images")
         if self.statistics_batches:
-            raise ValueError("statistics_batches must be 0: a flow has no BatchNorm")
+            raise WrongInput("statistics_batches must be 0: a flow has no BatchNorm")
         if self.sync_batchnorm:
-            raise ValueError("sync_batchnorm must be false: a flow has no BatchNorm")
+            raise WrongInput("sync_batchnorm must be false: a flow has no BatchNorm")
         if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative: {self.warmup_steps}")
+            raise WrongInput(f"warmup_steps must not be negative: {self.warmup_steps}")
         if self.warmup_steps and self.lr_min:
-            raise ValueError(f"lr_min {self.lr_min} must be 0 where there are warmup_steps")
+            raise WrongInput(f"lr_min {self.lr_min} must be 0 where there are warmup_steps")
 
 
 class Warmup:
@@ -98,13 +99,13 @@ def main(argv=None):
     val_set = Subset(images, held_out[: recipe.validation_images])
 
     if len(train_set) < recipe.batch_size:
-        raise ValueError(
+        raise WrongInput(
             f"{len(images)} images, of which {len(held_out)} are kept for validation, leave {len(train_set)}, fewer "
             f"than batch_size {recipe.batch_size}; give more images, or lower it"
         )
     steps = recipe.epochs * (len(train_set) // recipe.batch_size)
     if steps <= recipe.warmup_steps:
-        raise ValueError(
+        raise WrongInput(
             f"warmup_steps {recipe.warmup_steps} are not over when the training is, after {steps} steps: lower them, "
             "or set more epochs or a smaller batch_size"
         )
@@ -126,10 +127,14 @@ def main(argv=None):
     def validate(flow):
         bits = []
         with same_noise(run.device):
-            for tensors, _ in batches(evaluation_loader(val_set, run.workers, run.device, recipe.batch_size)):
+            share = evaluation_loader(
+                val_set, run.workers, run.device, recipe.batch_size, process=rank(), processes=world_size()
+            )
+            for tensors, _ in batches(share):
                 crops = (255 * to_device(tensors, run.device)[0]).round()
                 bits += [bits_per_dimension(log_prob, crops[0].numel()).item() for log_prob in flow(crops)[:, None]]
-        return {"bits_per_dimension": sum(bits) / len(bits)}
+        total = summed({"bits": sum(bits), "images": len(bits)}, run.device)
+        return {"bits_per_dimension": float(total["bits"] / total["images"])}
 
     @torch.no_grad()
     def draw(flow, path):

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from errors import UnusableFile
+
 FORMAT = 2  # part of every copy's name: raise it when what a copy holds changes
 HEADER = 16  # bytes before the pixels: channels, height, width as int32, of the machine's byte order; 4 zero bytes
 
@@ -80,7 +82,7 @@ def write_copy(pixels: Tensor, file: Path, source: Path) -> None:
             os.fsync(opened.fileno())
         os.replace(part, file)
     except OSError as error:
-        raise OSError(
+        raise UnusableFile(
             error.errno,
             f"could not write {file} ({error.strerror}), the decoded copy of {source}: it takes "
             f"{(HEADER + pixels.numel()) / 1e6:.1f} MB; make room, give another folder as cache, or go on without one",

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.files import LabelledImages, label_table, pair_files, read_labels
 from data.transforms import Transform
+from errors import LostProcess, MissingFile, WrongInput
 from labels import IGNORE, OUTLIER
 
 FOLDERS = {"training": "train2017", "validation": "val2017", "validation_known": "val2017"}
@@ -88,7 +89,7 @@ class COCO20(LabelledImages):
         cache: str | Path | None = None,
     ):
         if split not in FOLDERS:
-            raise ValueError(f"COCO20 has no split {split!r}; choose one of {', '.join(FOLDERS)}")
+            raise WrongInput(f"COCO20 has no split {split!r}; choose one of {', '.join(FOLDERS)}")
         root = Path(root)
         images, maps = root / "images" / FOLDERS[split], root / "labels" / FOLDERS[split]
         pairs = pair_files(images, maps, HINT, image_pattern="*.jpg")
@@ -103,7 +104,7 @@ class COCO20(LabelledImages):
 def check_names(path: Path) -> None:
     """Compare the known classes with labels.txt, lines of "id: name"; raises as COCO20 does."""
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}, COCO-Stuff's ids and names; {HINT}")
+        raise MissingFile(f"no file {path}, COCO-Stuff's ids and names; {HINT}")
     ids = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         number, _, name = line.partition(":")
@@ -112,7 +113,7 @@ def check_names(path: Path) -> None:
     for name, number in zip(COCO20.class_colours, KNOWN_IDS, strict=True):
         if ids.get(name) != number:
             found = f"says '{ids[name]}: {name}'" if name in ids else f"does not name {name!r}"
-            raise ValueError(
+            raise WrongInput(
                 f"{path} {found}; expected '{number}: {name}': take COCO-Stuff's labels.txt, and its label maps"
             )
 
@@ -131,7 +132,7 @@ def fitting_maps(root: Path, maps: list[Path], split: str, workers: int, folders
     fits = scan(maps, split, workers)
     listed = [name for name, fit in zip(names, fits, strict=True) if fit]
     if not listed:
-        raise ValueError(
+        raise WrongInput(
             f"none of the {len(maps)} label maps under {root} holds {RULES[split]}; "
             "a pixel's value must be COCO-Stuff's id - 1"
         )
@@ -141,7 +142,7 @@ def fitting_maps(root: Path, maps: list[Path], split: str, workers: int, folders
 
 def list_text(listed: list[str], names: list[str], split: str) -> str:
     """The list file: a line that says what it is and of which label maps (`names`), then those that fit."""
-    digest = hashlib.sha256("\n".join([*names, "", *listed]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*names, "", *listed]).encode(errors="surrogateescape")).hexdigest()
     rule = f"{len(listed)} of {len(names)} label maps, which hold {RULES[split]}"
     return "\n".join([f"# COCO20, {split}: {rule}; sha256 of all names and these: {digest}", *listed, ""])
 
@@ -149,7 +150,7 @@ def list_text(listed: list[str], names: list[str], split: str) -> str:
 def read_list(file: Path, names: list[str], split: str) -> list[str] | None:
     """The names of the label maps that fit; None where there is no list, or one that is damaged or of other maps."""
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
     listed = text.splitlines()[1:]
@@ -165,7 +166,7 @@ def write_list(files: list[Path], text: str) -> None:
         part = file.with_name(f"{file.name}.{os.getpid()}.part")  # each process of a run may scan
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="surrogateescape")
             os.replace(part, file)
         except OSError as error:
             print(f"{file} cannot be written ({error.strerror})")
@@ -191,7 +192,7 @@ def scan(maps: list[Path], split: str, workers: int) -> list[bool]:
             known, unknown = things
             fits.append(known and not unknown if split in KNOWN_ONLY else known or unknown)
     except BrokenProcessPool as error:
-        raise ChildProcessError(
+        raise LostProcess(
             "a process of the scan died; most often memory ran out: lower --workers, or 0 for one process"
         ) from error
     finally:

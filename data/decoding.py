@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data.listing import why_no_file
+from errors import MissingFile, OutOfMemory, WrongInput
 
 MAX_PIXELS = 250_000_000  # telephones take 200 million; decoded, these are 750 MB in each loader process
 ORIENTATION = 0x0112  # EXIF's number of the tag
@@ -32,7 +33,7 @@ MORE_JPEG = [
 ]
 
 
-class NotRead(ValueError):
+class NotRead(WrongInput):
     """A picture that may be whole and is not read here: larger than the limit, or HEIC."""
 
 
@@ -53,7 +54,7 @@ def read_picture(path: Path, decoded: bool = True, max_pixels: int = MAX_PIXELS)
     """As open_image, with the file's content where it is decoded."""
     kind = why_no_file(path)
     if kind:
-        raise ValueError(f"{path} is {kind}, and no image file; take it out")
+        raise WrongInput(f"{path} is {kind}, and no image file; take it out")
     content = b""
     try:
         with quiet_pillow():
@@ -64,15 +65,15 @@ def read_picture(path: Path, decoded: bool = True, max_pixels: int = MAX_PIXELS)
                 content = path.read_bytes()
                 image = loaded(Image.open(io.BytesIO(content)), content)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is gone; it was there when the data set was listed") from None
+        raise MissingFile(f"{path} is gone; it was there when the data set was listed") from None
     except MemoryError as error:
-        raise MemoryError(f"memory does not suffice to decode {path}; try fewer --workers, or shrink it") from error
+        raise OutOfMemory(f"memory does not suffice to decode {path}; try fewer --workers, or shrink it") from error
     except Exception as error:  # Pillow fails in a dozen ways on a damaged file
         if path.suffix.lower() in (".heic", ".heif"):
             raise NotRead(f"{path} is a HEIC file, which is not read here; save it as JPEG") from error
         known = not isinstance(error, UnidentifiedImageError)  # whose own words name what holds the content
         reason = (str(error) or repr(error)) if known else "cannot identify image file"
-        raise ValueError(f"{path} cannot be read as an image: {reason}; fetch or write it again") from error
+        raise WrongInput(f"{path} cannot be read as an image: {reason}; fetch or write it again") from error
     if not fits:
         size = f"{image.width}x{image.height}"
         image.close()
@@ -119,13 +120,13 @@ def png_parts(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
     content, place = memoryview(content), len(PNG_START)
     while True:
         if place + 8 > len(content):
-            raise ValueError("the PNG file is cut short: its end is missing")
+            raise WrongInput("the PNG file is cut short: its end is missing")
         length, name = struct.unpack_from(">I4s", content, place)
         if name == b"IEND":
             return
         data, checksum = content[place + 8 : place + 8 + length], content[place + 8 + length : place + 12 + length]
         if zlib.crc32(data, zlib.crc32(name)).to_bytes(4, "big") != checksum:
-            raise ValueError(f"the PNG file is damaged: its part {name!r} has a wrong length or checksum")
+            raise WrongInput(f"the PNG file is damaged: its part {name!r} has a wrong length or checksum")
         yield name, data
         place += 12 + length
 
@@ -178,7 +179,7 @@ def rgb_pixels(image: Image.Image, content: bytes) -> np.ndarray:
     Raises ValueError for values of 32 bits.
     """
     if image.mode in THIRTY_TWO_BITS:
-        raise ValueError("its values are 32-bit, of no stated range; convert it to 8 or 16 bits")
+        raise WrongInput("its values are 32-bit, of no stated range; convert it to 8 or 16 bits")
     deep = sixteen_bit_values(image, content)
     if deep is None:
         with quiet_pillow():

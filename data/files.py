@@ -28,6 +28,7 @@ from data.decoding import (
 )
 from data.listing import PICTURE_ENDINGS, Listing, files_below, say_left_out, say_once, why_no_file
 from data.transforms import Transform
+from errors import MissingFile, WrongInput
 
 UNKNOWN_VALUE = -1  # in a table of labels: a stored value that the data set does not have
 PLAIN_HEAD = b"\x08\x02\x00\x00\x00"  # at byte 24 of a PNG file: depth 8, colour RGB, not interlaced
@@ -81,7 +82,7 @@ class PairProblem(NamedTuple):
     wanted: Path | None = None  # of an image alone: the label map that is missing
 
 
-class UnpairedFiles(FileNotFoundError):
+class UnpairedFiles(MissingFile):
     """The first problem as its text; `problems` are all of them, `pairs` what is in order nevertheless."""
 
     def __init__(self, problems: list[PairProblem], pairs: list[tuple[Path, Path]]):
@@ -189,7 +190,7 @@ def check_sizes(image_path: Path, image: Tensor, label_path: Path, labels: Tenso
         way = orientation(header)
     if way >= 5 and image.shape[1:] == labels.shape[::-1]:
         told += f": EXIF orientation {way} turns the image in viewers; store it turned, or turn its label map"
-    raise ValueError(told)
+    raise WrongInput(told)
 
 
 def read_image(path: Path, modes: tuple[str, ...] = ("RGB", "RGBA"), max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -205,7 +206,7 @@ def read_image(path: Path, modes: tuple[str, ...] = ("RGB", "RGBA"), max_pixels:
         return pixels
     image, content = read_picture(path, max_pixels=max_pixels)
     if image.mode not in modes:
-        raise ValueError(
+        raise WrongInput(
             f"{path} is stored as {described(image.mode)}; expected {' or '.join(modes)}: "
             "convert it, or check that no label map lies among the images"
         )
@@ -231,7 +232,7 @@ def read_photograph(path: Path, upright: bool, max_pixels: int = MAX_PIXELS) -> 
     try:
         pixels = rgb_pixels(image, content)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        raise WrongInput(f"{path} cannot be read as an image: {error}") from error
     if upright:
         pixels = turned(pixels, orientation(image))
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
@@ -273,7 +274,7 @@ def read_labels(path: Path, table: Tensor, max_pixels: int = MAX_PIXELS) -> Tens
     try:
         stored = label_values(*read_picture(path, max_pixels=max_pixels))
     except NoLabelMap as error:
-        raise ValueError(f"{path} {error}") from None
+        raise WrongInput(f"{path} {error}") from None
     values = table.numpy()
     unknown = min(set(range(256)).difference(values.tolist()), default=0)  # no label, where there are unknown values
     lookup = np.where(values == UNKNOWN_VALUE, unknown, values).astype(np.uint8).tobytes()
@@ -282,11 +283,11 @@ def read_labels(path: Path, table: Tensor, max_pixels: int = MAX_PIXELS) -> Tens
     if not inside or (UNKNOWN_VALUE in values and unknown in labels):
         valid = (values != UNKNOWN_VALUE).nonzero()[0].tolist()
         wrong = np.setdiff1d(stored, valid).min()
-        raise ValueError(f"{path} holds label value {wrong}; this data set's values are {ranges(valid)}")
+        raise WrongInput(f"{path} holds label value {wrong}; this data set's values are {ranges(valid)}")
     return torch.frombuffer(labels, dtype=torch.uint8).view(stored.shape)
 
 
-class NoLabelMap(ValueError):
+class NoLabelMap(WrongInput):
     """Why a picture is no label map, as the end of a sentence that begins with its name."""
 
 

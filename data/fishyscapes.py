@@ -6,6 +6,7 @@ Labels are 0 for an inlier of whatever class, OUTLIER and IGNORE.
 from pathlib import Path
 
 from data.files import LabelledImages, label_table, pair_files, read_labels
+from errors import WrongInput
 from labels import IGNORE, OUTLIER
 
 STORED = label_table({value: value for value in (0, 1, 2, 255)})  # Lost & Found's values as they are
@@ -33,7 +34,7 @@ class LostAndFound(LabelledImages):
         )
         found = {value for _, path in pairs for value in read_labels(path, STORED).unique().tolist()}
         if 1 not in found and 2 in found:
-            raise ValueError(
+            raise WrongInput(
                 f"no label map under {root / 'ood'} holds 1 (outlier) but some hold 2, which is 'ignored' in "
                 "Lost & Found; in RoadAnomaly's maps 2 is the outlier: store these as 1 first"
             )

@@ -14,6 +14,7 @@ from data.decoding import MAX_PIXELS, THIRTY_TWO_BITS, NotRead, open_image
 from data.files import check_sizes, label_table, read_labels, read_photograph
 from data.listing import PICTURE_ENDINGS, files_below, say_left_out, why_no_file
 from data.transforms import Transform
+from errors import MissingFile, WrongInput
 
 ENDINGS = PICTURE_ENDINGS
 VALUE_MODES = ("1", "L", "LA", "P", "I", "I;16")  # one value per pixel
@@ -52,17 +53,17 @@ class ImageFolder(Dataset):
         self.root, self.transform, self.masks, self.cache = Path(root), transform, masks and Path(masks), cache
         self.max_pixels, self.upright = max_pixels or MAX_PIXELS, not (as_stored or masks)
         if not self.root.is_dir():
-            raise FileNotFoundError(f"no folder {root}; give one that holds images, at any depth")
+            raise MissingFile(f"no folder {root}; give one that holds images, at any depth")
         listing = files_below(self.root, ENDINGS)
         for path in listing.no_files:
-            raise ValueError(f"{path} is {why_no_file(path)}, and no file; take it out")
+            raise WrongInput(f"{path} is {why_no_file(path)}, and no file; take it out")
         self.paths, unfit = (listing.files, {}) if as_stored else photographs(self.root, listing.files, self.max_pixels)
         say_left_out(self.root, listing.left_out() | unfit)
         if not self.paths:
-            raise FileNotFoundError(f"no image ({', '.join(ENDINGS)}) below {root}")
+            raise MissingFile(f"no image ({', '.join(ENDINGS)}) below {root}")
         missing = [path for path in self.paths if self.masks and not self.mask_of(path).is_file()]
         if missing:
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"{missing[0]} has no label map {self.mask_of(missing[0])} ({len(missing)} such images); add it, take "
                 "the image out, or leave the folder of label maps away"
             )

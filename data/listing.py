@@ -11,6 +11,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from errors import UnusableFile
+
 # What pictures are called; of HEIC files, which telephones write and Pillow does not read, all are told.
 PICTURE_ENDINGS = (
     ".jpg",
@@ -59,7 +61,7 @@ def files_below(root: Path, endings: tuple[str, ...]) -> Listing:
     """What lies below a folder, at any depth.
 
     endings  in lower case; names are compared without case. One may reach back over a folder: ".labels/map.png"
-    raises   OSError, of the kind that the system raised, for a folder that cannot be read
+    raises   OSError for a folder that cannot be read
     """
     listing = Listing([], [], [], [], [], [])
     pending: list[tuple[Path, frozenset]] = [(root, frozenset())]  # folders, and which folders they lie in
@@ -73,8 +75,9 @@ def files_below(root: Path, endings: tuple[str, ...]) -> Listing:
             with os.scandir(folder) as entries:
                 found = [(folder / entry.name, kind_of(entry)) for entry in entries]
         except OSError as error:
-            raise type(error)(
-                f"the folder {folder} cannot be read ({error.strerror}): make it readable, or move it elsewhere"
+            raise UnusableFile(
+                error.errno,
+                f"the folder {folder} cannot be read ({error.strerror}): make it readable, or move it elsewhere",
             ) from error
         for path, kind in found:
             wanted = path.relative_to(root).as_posix().lower().endswith(endings)

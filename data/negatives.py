@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from data.ade20k import ADE20K
 from data.images import ImageFolder
 from data.transforms import draw_integer, scaled_crop
+from errors import WrongInput
 from labels import IGNORE, OUTLIER
 
 SMALLEST_SIDE, SIDE_STEP = 16, 8  # of a random rectangle; the release's
@@ -39,14 +40,14 @@ class MaskedPatches(Dataset):
         leave_out: Collection[int] = (),
     ):
         if not SMALLEST_SIDE < size <= resize * scale[0]:
-            raise ValueError(
+            raise WrongInput(
                 f"negative_size {size} must be over {SMALLEST_SIDE} and at most {resize * scale[0]:g} pixels, "
                 f"negative_resize {resize} times the least negative_scale {scale[0]}"
             )
         self.dataset, self.resize, self.size, self.scale, self.rare_below = dataset, resize, size, scale, rare_below
         wrong = [number for number in leave_out if not 0 <= number <= 255]
         if wrong:
-            raise ValueError(f"--neg_leave_out {' '.join(map(str, wrong))}: label ids lie in 0..255")
+            raise WrongInput(f"--neg_leave_out {' '.join(map(str, wrong))}: label ids lie in 0..255")
         self.leave_out = torch.tensor([*(min(number, 254) for number in leave_out), IGNORE], dtype=torch.uint8)
 
     def __len__(self) -> int:
@@ -82,9 +83,9 @@ def photographs_of_negatives(
     Raises ValueError for masks without images, and for ids to leave out where no label map has any.
     """
     if masks and not images:
-        raise ValueError(f"--neg_masks {masks} are the label maps of --neg_images, which is missing")
+        raise WrongInput(f"--neg_masks {masks} are the label maps of --neg_images, which is missing")
     if leave_out and images and not masks:
-        raise ValueError(
+        raise WrongInput(
             f"--neg_leave_out {' '.join(map(str, leave_out))}: there are no label maps to find these ids in; give them "
             f"with --neg_masks, or leave nothing out of {images}"
         )
@@ -121,7 +122,7 @@ def draw_corner(image_size: tuple[int, int], patch_size: tuple[int, int]) -> Ten
     """
     if any(patch > image for patch, image in zip(patch_size, image_size, strict=True)):
         sizes = [f"{width}x{height}" for height, width in (patch_size, image_size)]
-        raise ValueError(
+        raise WrongInput(
             f"a negative patch of {sizes[0]} pixels is larger than the image of {sizes[1]}; lower negative_size"
         )
     return torch.tensor([draw_integer(0, image - patch) for patch, image in zip(patch_size, image_size, strict=True)])
@@ -195,7 +196,7 @@ class WithNegatives(Dataset):
 
     def __init__(self, dataset: Dataset, negatives: MaskedPatches, count: int = 1):
         if count < 1:
-            raise ValueError(f"{count} negatives for each image: there must be at least 1")
+            raise WrongInput(f"{count} negatives for each image: there must be at least 1")
         self.dataset, self.negatives, self.count = dataset, negatives, count
 
     def __len__(self) -> int:

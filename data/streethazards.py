@@ -4,6 +4,7 @@ from pathlib import Path
 
 from data.files import LabelledImages, label_table, pair_files
 from data.transforms import Transform
+from errors import WrongInput
 from labels import IGNORE, OUTLIER
 
 FOLDERS = {
@@ -46,7 +47,7 @@ class StreetHazards(LabelledImages):
         self, root: str | Path, split: str, transform: Transform | None = None, cache: str | Path | None = None
     ):
         if split not in FOLDERS:
-            raise ValueError(f"StreetHazards has no split {split!r}; choose one of {', '.join(FOLDERS)}")
+            raise WrongInput(f"StreetHazards has no split {split!r}; choose one of {', '.join(FOLDERS)}")
         part, folder = FOLDERS[split]
         root = Path(root)
         pairs = pair_files(

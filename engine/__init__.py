@@ -16,7 +16,7 @@ from engine.loader import batches, evaluation_loader, same_noise, to_device
 from engine.pictures import evenly_spread, save_pictures, save_samples
 from engine.precision import choose_precision
 from engine.processes import main_process_first
-from engine.recipe import FlowRecipe, HybridRecipe, RealNegativesRecipe, Recipe
+from engine.recipe import FlowRecipe, HybridRecipe, RealNegativesRecipe, Recipe, require, require_positive
 from engine.run import (
     Run,
     add_fixed_flags,
@@ -57,6 +57,8 @@ __all__ = [
     "main_process_first",
     "picture_of",
     "predicted_classes",
+    "require",
+    "require_positive",
     "require_two_at_once",
     "run_script",
     "same_noise",

@@ -1,14 +1,27 @@
 """Precision-recall and ROC curves and histograms of scores, drawn with matplotlib."""
 
+import contextlib
 import io
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from metrics import AnomalyMetrics
+
+# Notebooks name their backend to every program that they start, and matplotlib cannot be imported where it is missing.
+# It is of no use here: figures are drawn without pyplot.
+named = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
+import matplotlib  # noqa: E402
+
+if named is not None:
+    os.environ["MPLBACKEND"] = named
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = named  # for who imports this in a notebook and draws with pyplot
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 # Apart for the colour-blind too (Okabe and Ito, Color Universal Design); the first two are inliers and outliers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")

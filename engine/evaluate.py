@@ -20,6 +20,7 @@ from engine.precision import FLOAT32, Precision
 from engine.processes import from_process_0, merged, progress_bar, rank, world_size
 from engine.run import Run
 from engine.windows import check_sides
+from errors import OutOfMemory
 from metrics import BoundedAnomalyMetrics, ConfusionMatrix
 
 
@@ -86,7 +87,7 @@ class Forward:
                 self.stream.synchronize()
         except torch.OutOfMemoryError as error:
             height, width = tensors[0].shape[-2:]
-            raise MemoryError(
+            raise OutOfMemory(
                 f"{self.device} has not enough memory for {name}, {width} x {height} pixels "
                 f"({str(error).splitlines()[0]}): evaluate with --precision bfloat16, or with a smaller --tile or "
                 "--window where the script has it; or take a GPU with more memory, on which nothing else runs"
@@ -176,15 +177,16 @@ def anomaly_figures(
 
 
 def write_results(folder: Path, results: dict, tables: dict[str, list[list]]) -> None:
-    """results.json and table.md into the folder, and the tables to the screen.
+    """The tables to the screen, then results.json and table.md into the folder.
 
     tables  title -> rows, the first of them the header; fractions are shown as percent, NaN as an empty cell
     """
-    folder.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(f"{title}\n\n{markdown_table(rows)}" for title, rows in tables.items()) + "\n"
+    print(f"\n{text}")  # before what a full disk can end
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(json.dumps(without_nan(results), indent=2).encode(), folder / "results.json")
-    write_whole(text.encode(), folder / "table.md")
-    print(f"\n{text}\nwritten: {folder}/results.json, {folder}/table.md")
+    write_whole(text.encode(errors="backslashreplace"), folder / "table.md")
+    print(f"written: {folder}/results.json, {folder}/table.md")
 
 
 def markdown_table(rows: list[list]) -> str:

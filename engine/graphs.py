@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from errors import WrongInput
+
 WARM_UP = 3  # passes before one is recorded: in the first ones libraries choose their kernels, and Triton compiles
 
 Counts = dict[str, Any]
@@ -79,7 +81,7 @@ class Replay:
         try:
             torch.rand(1, device=device)
         except RuntimeError:
-            raise ValueError(
+            raise WrongInput(
                 f"a training step cannot be recorded as a CUDA graph ({reason}); add --no_graphs"
             ) from error
         tqdm.write(f"note: training steps are launched kernel by kernel, for they cannot be recorded ({reason})")

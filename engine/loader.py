@@ -1,25 +1,36 @@
 """Feeding samples to the device: seeded sample by sample, sharded over processes, with errors kept readable."""
 
 import contextlib
-import linecache
+import errno
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-PROJECT = Path(__file__).resolve().parent.parent
+from errors import LostProcess, OutOfMemory, message_of
+
+SHARED_MEMORY = (
+    "/dev/shm has no room for what loader processes hand over ({reason}): take --workers 0, or give a container more "
+    "of it, such as with docker run --shm-size 8g"
+)
+OUT_OF_SHARED_MEMORY = (
+    "unable to allocate shared memory",
+    "unable to open shared memory object",
+    "unable to mmap",
+    "unable to write to file </torch_",
+    "killed by signal: Bus error",
+)
 
 
 class SeededSamples(Dataset):
     """Samples by (epoch, index), whose randomness is a function of (seed, epoch, index) alone.
 
-    torch's generator is seeded for the sample and put back as it was. An error that a file causes is returned
-    instead of raised, so that it reaches the main process as it is.
+    torch's generator is seeded for the sample and put back as it was. An error that a file causes, and no mistake in
+    the code, is returned instead of raised, so that it reaches the main process as it is.
     """
 
     def __init__(self, dataset: Dataset, seed: int):
@@ -32,8 +43,8 @@ class SeededSamples(Dataset):
             torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
             try:
                 return self.dataset[index]
-            except (OSError, ValueError) as error:
-                if not raised_on_purpose(error):
+            except Exception as error:
+                if message_of(error) is None:
                     raise
                 return error
 
@@ -109,7 +120,13 @@ def evaluation_loader(
 
 def batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[str]]]:
     """(tensors, names) of each batch; raises what a sample's file raised, and a clear error for a dead worker."""
-    iterator = iter(loader)
+    try:
+        with dead_worker_explained():
+            iterator = iter(loader)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENOSYS) or error.filename is not None:
+            raise
+        raise OutOfMemory(SHARED_MEMORY.format(reason=error.strerror)) from error  # for the processes' semaphores
     while True:
         with dead_worker_explained():
             try:
@@ -124,27 +141,22 @@ def batches(loader: DataLoader) -> Iterator[tuple[list[Tensor], list[str]]]:
 
 @contextlib.contextmanager
 def dead_worker_explained() -> Iterator[None]:
-    """A clear error for a dead loader process; torch raises it wherever the main process is just then."""
+    """A clear error for a dead loader process, and for too little memory to hand its samples over in.
+
+    torch raises the former wherever the main process is just then.
+    """
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # "Caught ... in DataLoader worker" is a worker's own error
+        said = str(error)
+        lines = said.strip().splitlines()
+        if any(words in said for words in OUT_OF_SHARED_MEMORY):  # in a loader process or in this one
+            raise OutOfMemory(SHARED_MEMORY.format(reason=lines[-1].removeprefix("RuntimeError: "))) from error
+        if not said.startswith("DataLoader worker"):  # "Caught ... in DataLoader worker" is a worker's own error
             raise
-        raise ChildProcessError(
-            f"a loader process died ({str(error).splitlines()[0]}); most often memory or /dev/shm ran out: "
-            "lower --workers"
+        raise LostProcess(
+            f"a loader process died ({lines[0]}); most often memory or /dev/shm ran out: lower --workers"
         ) from error
-
-
-def raised_on_purpose(error: Exception) -> bool:
-    """Whether a `raise` of this project raised it, and not a mistake in its code or a library."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    source = Path(trace.tb_frame.f_code.co_filename).resolve()
-    if not source.is_relative_to(PROJECT) or ".venv" in source.parts:
-        return False
-    return linecache.getline(str(source), trace.tb_lineno).lstrip().startswith("raise ")
 
 
 def collate(samples: list) -> list | Exception:

@@ -28,7 +28,7 @@ def page(title: str, subtitle: str, sections: dict[str, str], headline: dict[str
     """The whole page. Title, subtitle and the sections' titles are words, the sections themselves HTML."""
     parts = [f"<section>\n<h2>{escape(name)}</h2>\n{content}\n</section>" for name, content in sections.items()]
     tiles = f'<dl class="headline">\n{html_headline(headline)}\n</dl>' if headline else ""
-    return Template(TEMPLATE.read_text()).substitute(
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(title), subtitle=escape(subtitle), headline=tiles, sections="\n".join(parts)
     )
 

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import save_image
 
+from engine.checkpoint import write_whole
 from labels import IGNORE, OUTLIER
 
 Colours = dict[str, tuple[int, int, int]]  # of the classes by name, in the order of their ids
@@ -139,7 +140,9 @@ def save_samples(path: Path, images: Tensor, columns: int, least_width: int = 96
     zoom = -(-least_width // images.shape[3])
     images = (images.float().cpu() / 255).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(images, path, nrow=columns, padding=GAP, pad_value=1.0)
+    content = io.BytesIO()
+    save_image(images, content, format="png", nrow=columns, padding=GAP, pad_value=1.0)
+    write_whole(content.getbuffer(), path)
 
 
 def save_grid(
@@ -181,7 +184,7 @@ def save_grid(
     if note:
         draw.text((GAP, top + legend_lines * LEGEND_LINE + 2), note, "black", font)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    write_whole(png(sheet), path)
 
 
 def lay_out(names: Sequence[str], font, width: int) -> tuple[list[tuple[int, int]], int]:
@@ -264,7 +267,7 @@ def save_legend(
     for line in lines[1:]:
         y += LEGEND_LINE
         draw.text((GAP, y + GAP), line, "black", font)
-    sheet.save(path)
+    write_whole(png(sheet), path)
 
 
 @dataclass(frozen=True)

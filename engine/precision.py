@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from errors import WrongInput
+
 PRECISIONS = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -42,7 +44,7 @@ def choose_precision(name: str | None, device: torch.device) -> Precision:
     name = name or ("tf32" if device.type == "cuda" else "float32")
     if device.type != "cuda":
         if name == "tf32":
-            raise ValueError(f"--precision tf32 is one of GPUs, and this run is on {device}: take float32")
+            raise WrongInput(f"--precision tf32 is one of GPUs, and this run is on {device}: take float32")
         return Precision(name, PRECISIONS[name], torch.channels_last)
     true_float32 = name == "float32"
     # One of the two interfaces alone: PyTorch raises where allow_tf32 is mixed with it.

@@ -16,46 +16,81 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from errors import LostProcess, WrongInput
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and others set
 PATIENCE = datetime.timedelta(hours=2)  # for a process that is slower; torchrun ends all where one has died
 LOST_NEIGHBOUR = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 def rank() -> int:
     """This process's number, 0 .. world_size() - 1; process 0 alone writes files and talks."""
-    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
+    return launchers_number("RANK", 0) if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return launchers_number("WORLD_SIZE", 1, least=1)
+
+
+def launchers_number(name: str, otherwise: int, least: int = 0) -> int:
+    """A number that a launcher such as torchrun sets in the environment; an empty one is none.
+
+    Raises WrongInput for what is no such number.
+    """
+    word = os.environ.get(name) or str(otherwise)
+    if not word.isdecimal() or int(word) < least:
+        raise WrongInput(f"{name}={word} in the environment is no number of processes: unset it, or use torchrun")
+    return int(word)
+
+
+def check_launcher() -> None:
+    """Raises WrongInput where WORLD_SIZE asks for several processes, and no launcher has started them."""
+    if world_size() == 1:
+        return
+    missing = [name for name in LAUNCHER if not os.environ.get(name)]
+    if missing or rank() >= world_size():
+        lacks = f"without {', '.join(missing)}" if missing else f"and RANK={rank()}"
+        raise WrongInput(
+            f"WORLD_SIZE={world_size()} is set in the environment {lacks}, as a cluster's job leaves it behind: unset "
+            f"WORLD_SIZE to run as one process, or start several with torchrun --nproc_per_node {world_size()}"
+        )
 
 
 def join_processes(device: torch.device) -> torch.device:
     """Join the other processes of the run; returns this one's device, of several GPUs its own.
 
-    Raises ValueError for a GPU that is not there.
+    Raises ValueError for a GPU that is not there, ChildProcessError where the others cannot be reached.
     """
     if world_size() == 1 or dist.is_initialized():
         return device
     if device.type == "cuda":
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        local_rank = launchers_number("LOCAL_RANK", 0)
         if device.index is not None:
-            raise ValueError(
+            raise WrongInput(
                 f"--device {device} names one GPU for {world_size()} processes; --device cuda gives each its own"
             )
         if local_rank >= torch.cuda.device_count():
-            raise ValueError(
+            raise WrongInput(
                 f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
                 "start as many with --nproc_per_node, or take --device cpu"
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    if device.type == "cuda":
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
-    else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        if device.type == "cuda":
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise LostProcess(
+            f"the {world_size()} processes do not find each other at {address} ({reason}): start them with torchrun, "
+            "or unset WORLD_SIZE to run as one"
+        ) from error
     signal.signal(signal.SIGTERM, end_with_the_others)
     if rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return device
 
 
@@ -72,7 +107,11 @@ def end_with_the_others(*_) -> None:
 
 def told_by(message: str) -> str:
     """An error's text, which says whose it is where there are several processes."""
-    return f"error: {message}" if world_size() == 1 else f"error (process {rank()} of {world_size()}): {message}"
+    try:
+        alone = world_size() == 1
+    except WrongInput:  # which is the error then
+        alone = True
+    return f"error: {message}" if alone else f"error (process {rank()} of {world_size()}): {message}"
 
 
 @contextlib.contextmanager
@@ -83,7 +122,7 @@ def lost_neighbour_explained() -> Iterator[None]:
     except RuntimeError as error:
         if world_size() == 1 or not any(words in str(error) for words in LOST_NEIGHBOUR):
             raise
-        raise ChildProcessError(
+        raise LostProcess(
             "another process of this run has died; what went wrong is in its own lines. The last checkpoint is whole: "
             "a training goes on with --resume, with any number of processes"
         ) from error

@@ -1,5 +1,6 @@
 """Recipes: the numbers of a training, from recipes.yaml and the command line, typed and checked."""
 
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -7,8 +8,13 @@ from pathlib import Path
 
 import yaml
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes.yaml"
+from engine.flags import LARGEST
+from errors import WrongInput
+
+PROJECT = Path(__file__).resolve().parent.parent
+RECIPES = PROJECT / "recipes.yaml"
 SCHEDULES = ("cosine", "constant", "poly")
+LARGEST_CROP = 2**14  # pixels a side, 3 GiB an image: a larger number is a slip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +38,8 @@ class Recipe:
     sync_batchnorm: bool
 
     def __post_init__(self):
-        for key in ("lr", "epochs", "batch_size", "crop_size", "accumulation"):
-            require(getattr(self, key) > 0, f"{key} must be positive, not {getattr(self, key)}")
+        require_positive(self, "lr", "epochs", "batch_size", "crop_size", "accumulation")
+        require(self.crop_size <= LARGEST_CROP, f"crop_size {self.crop_size} must be at most {LARGEST_CROP}")
         require(
             self.batch_size % self.accumulation == 0,
             f"accumulation {self.accumulation} must divide batch_size {self.batch_size}",
@@ -59,7 +65,7 @@ class HybridRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.adam_eps > 0, f"adam_eps must be positive, not {self.adam_eps}")
+        require_positive(self, "adam_eps")
         require(self.beta >= 0, f"beta must not be negative: {self.beta}")
 
 
@@ -73,6 +79,7 @@ class RealNegativesRecipe(HybridRecipe):
 
     def __post_init__(self):
         super().__post_init__()
+        require_positive(self, "negative_resize", "negative_size")
         require_range("negative_scale", self.negative_scale)
         require(
             self.negative_size <= self.crop_size,
@@ -97,8 +104,7 @@ class FlowRecipe(HybridRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        for key in ("flow_lr_pretrained", "flow_lr_scratch", "flow_eps", "validation_patches"):
-            require(getattr(self, key) > 0, f"{key} must be positive, not {getattr(self, key)}")
+        require_positive(self, "flow_lr_pretrained", "flow_lr_scratch", "flow_eps", "validation_patches")
         require(0 < self.flow_lr_decay <= 1, f"flow_lr_decay {self.flow_lr_decay} must lie over 0 and at most at 1")
         for key in ("divergence_weight", "bits_weight"):
             require(getattr(self, key) >= 0, f"{key} must not be negative: {getattr(self, key)}")
@@ -122,31 +128,36 @@ def require_range(key: str, factors: tuple[float, float]) -> None:
     require(0 < factors[0] <= factors[1], f"{key} {list(factors)} must be a range of positive factors")
 
 
+def require_positive(recipe: Recipe, *keys: str) -> None:
+    for key in keys:
+        require(getattr(recipe, key) > 0, f"{key} must be positive, not {getattr(recipe, key)}")
+
+
 def require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise WrongInput(message)
 
 
 def read_recipe(name: str, recipe_type: type, changed: dict, path: Path = RECIPES):
     """A recipe from its block and the changed numbers, and the numbers by source: release, ours, changed."""
-    blocks = yaml.safe_load(path.read_text())
+    blocks = yaml.safe_load(path.read_text(encoding="utf-8"))
     if name not in blocks:
-        raise ValueError(f"{path} has no block {name}; it has {', '.join(blocks)}")
+        raise WrongInput(f"{path} has no block {name}; it has {', '.join(blocks)}")
     kinds = typing.get_type_hints(recipe_type)
     sources: dict[str, dict] = {"release": {}, "ours": {}, "changed": {}}
     for source, numbers in (*blocks[name].items(), ("changed", changed)):
         if source not in sources:
-            raise ValueError(f"{path}, block {name}: {source!r} is neither 'release' nor 'ours'")
+            raise WrongInput(f"{path}, block {name}: {source!r} is neither 'release' nor 'ours'")
         for key, value in (numbers or {}).items():
             if key not in kinds:
-                raise ValueError(f"{key} is not a recipe key of {name}; its keys are {', '.join(kinds)}")
+                raise WrongInput(f"{key} is not a recipe key of {name}; its keys are {', '.join(kinds)}")
             for earlier in sources.values():
                 earlier.pop(key, None)
             sources[source][key] = convert(key, value, kinds[key])
     values = {key: value for numbers in sources.values() for key, value in numbers.items()}
     missing = [key for key in kinds if key not in values]
     if missing:
-        raise ValueError(f"{path}, block {name}: {', '.join(missing)} missing")
+        raise WrongInput(f"{path}, block {name}: {', '.join(missing)} missing")
     return recipe_type(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}), sources
 
 
@@ -157,7 +168,7 @@ def convert(key: str, value: typing.Any, kind: typing.Any) -> typing.Any:
             value = value.strip("[]()").replace(",", " ").split()
         kinds = typing.get_args(kind)
         if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
-            raise ValueError(f"{key}: {value!r} is not {type_name(kind)}")
+            raise WrongInput(f"{key}: {value!r} is not {type_name(kind)}")
         return [convert(key, part, part_kind) for part, part_kind in zip(value, kinds, strict=True)]
     if isinstance(kind, types.UnionType):  # float | None
         if value is None or str(value).lower() in ("none", "null", ""):
@@ -170,11 +181,11 @@ def convert(key: str, value: typing.Any, kind: typing.Any) -> typing.Any:
     if kind in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-            if number == number and abs(number) != float("inf") and number == kind(number):
+            if math.isfinite(number) and number == kind(number) and (kind is float or abs(number) <= LARGEST):
                 return kind(number)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last: a whole number past all floats
             pass
-    raise ValueError(f"{key}: {value!r} is not {type_name(kind)}")
+    raise WrongInput(f"{key}: {value!r} is not {type_name(kind)}")
 
 
 def type_name(kind: typing.Any) -> str:

@@ -1,10 +1,11 @@
 """What an evaluation hands on: how it was made, published figures beside its own, and one page that shows it all."""
 
+import contextlib
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,6 @@ from torch import Tensor
 from engine.checkpoint import sha256, write_whole
 from engine.curves import Distribution, draw_histogram, draw_precision_recall, draw_roc, panels_png, percent
 from engine.evaluate import Frame, picture_of, shown
-from engine.loader import PROJECT
 from engine.page import (
     html_every_frame,
     html_frames,
@@ -32,7 +32,9 @@ from engine.page import (
 from engine.pictures import Colours, Picture, save_pictures
 from engine.precision import Precision
 from engine.processes import world_size
+from engine.recipe import PROJECT
 from engine.run import device_name, git_revision
+from errors import UnusableFile, WrongInput, message_of
 from metrics import AnomalyMetrics
 
 PUBLISHED = PROJECT / "published.yaml"
@@ -57,9 +59,9 @@ def evaluation_record(
     """
     recipe = Path(weights).with_name("recipe.yaml")
     try:
-        trained = yaml.safe_load(recipe.read_text()) if recipe.exists() else None
+        trained = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{recipe} beside the weights cannot be read as YAML: {error}; mend it or move it") from error
+        raise WrongInput(f"{recipe} beside the weights cannot be read as YAML: {error}; mend it or move it") from error
     record = {
         "command": shlex.join(["python", *(sys.argv if argv is None else [Path(script).name, *argv])]),
         "dataroot": str(dataroot),
@@ -90,7 +92,7 @@ def published_tables(block: str, ours: dict[str, dict]) -> dict[str, list[list]]
     block  of published.yaml
     ours   figures as fractions by the name of the score; those that the block does not know are left out
     """
-    known = yaml.safe_load(PUBLISHED.read_text())[block]
+    known = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))[block]
     header = ["method", "source", *(f"{heading} %" for heading in known["figures"].values())]
     lines = [
         [f"ours, {name}", "this run", *(shown(figures.get(key, "")) for key in known["figures"])]
@@ -203,6 +205,19 @@ def thinned(picture: Picture) -> Picture:
 # The report
 
 
+@contextlib.contextmanager
+def figures_are_written(folder: Path) -> Iterator[None]:
+    """Where the pictures and the page are made: an error says that the figures are there without them."""
+    try:
+        yield
+    except OSError as error:
+        told = message_of(error) or str(error)
+        raise UnusableFile(
+            error.errno,
+            f"{told}. The figures are in {folder}/results.json and table.md; a picture or the page is missing",
+        ) from error
+
+
 def write_report(
     folder: Path,
     title: str,
@@ -260,5 +275,5 @@ def write_report(
     }
     subtitle = f"{score_name} score, weights {Path(record['weights']).name}, {record['images']} images"
     text = page(title, subtitle, sections, headline)
-    write_whole(text.encode(), folder / "index.html")
+    write_whole(text.encode(errors="backslashreplace"), folder / "index.html")
     print(f"page: {folder / 'index.html'}")

@@ -3,7 +3,6 @@
 import argparse
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -15,10 +14,14 @@ import torch
 import torchvision
 import yaml
 
-from engine.loader import PROJECT, dead_worker_explained, raised_on_purpose
+from engine.checkpoint import require_writable
+from engine.flags import LARGEST_SEED, Parser, available_cores, number_of_workers, whole_number
+from engine.loader import dead_worker_explained
 from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
 from engine.processes import (
+    check_launcher,
     join_processes,
+    launchers_number,
     leave_processes,
     lost_neighbour_explained,
     rank,
@@ -26,7 +29,8 @@ from engine.processes import (
     wait_for_all,
     world_size,
 )
-from engine.recipe import read_recipe, type_name
+from engine.recipe import PROJECT, read_recipe, type_name
+from errors import FileInTheWay, WrongInput, message_of
 
 NOT_COMPARED = (
     "accumulation",
@@ -56,7 +60,9 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = script_parser(description)
     parser.add_argument("--exp_name", required=True, help="the run's folder is logs/EXP_NAME")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, crops and negatives (default 0)")
+    parser.add_argument(
+        "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of the weights, crops and negatives (default 0)"
+    )
     parser.add_argument(
         "--cache",
         metavar="FOLDER",
@@ -70,7 +76,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--validate_every",
-        type=int,
+        type=whole_number(1),
         default=1,
         metavar="EPOCHS",
         help="validate after every so many epochs, and after the last (default 1); best.pth is one of these",
@@ -83,14 +89,12 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 def script_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags of every script, training or evaluation."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     parser.add_argument(
         "--workers",
-        type=int,
-        default=min(8, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
+        type=number_of_workers,
+        default=min(8, max(1, available_cores() // launchers_number("LOCAL_WORLD_SIZE", 1, least=1))),
         help="loader processes, of each GPU's process where there are several; results do not depend on it",
     )
     parser.add_argument(
@@ -112,7 +116,7 @@ def add_size_flag(parser: argparse.ArgumentParser, of: str) -> None:
     """The flag that raises the limit of a picture's size, for folders of any photographs."""
     parser.add_argument(
         "--max_pixels",
-        type=int,
+        type=whole_number(1),
         help=f"pictures of {of} that have more pixels are left out (default: the limit in data/decoding.py)",
     )
 
@@ -128,7 +132,12 @@ def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExc
         "whole patches are pasted",
     )
     parser.add_argument(
-        "--neg_leave_out", nargs="+", type=int, default=[], metavar="ID", help="label ids of which nothing is pasted"
+        "--neg_leave_out",
+        nargs="+",
+        type=whole_number(0, 255),
+        default=[],
+        metavar="ID",
+        help="label ids of which nothing is pasted",
     )
     add_size_flag(parser, "--neg_images")
     return group
@@ -158,12 +167,12 @@ def start_run(
     for setting in args.set:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise ValueError(f"--set {setting}: write it as KEY=VALUE")
+            raise WrongInput(f"--set {setting}: write it as KEY=VALUE")
         changed[key] = value
     recipe, sources = read_recipe(name, recipe_type, changed)
 
     if args.exp_name in ("", "..") or Path(args.exp_name).name != args.exp_name:
-        raise ValueError(f"--exp_name {args.exp_name!r} must be a plain folder name")
+        raise WrongInput(f"--exp_name {args.exp_name!r} must be a plain folder name")
     words = sys.argv if argv is None else [Path(script).name, *argv]
     launcher = ["python"] if world_size() == 1 else ["torchrun", "--nproc_per_node", str(world_size())]
     command = shlex.join([*launcher, *words])
@@ -180,8 +189,6 @@ def start_run(
         "processes": world_size(),
         "recipe": sources,
     }
-    if args.validate_every < 1:
-        raise ValueError(f"--validate_every {args.validate_every}: it is a number of epochs, at least 1")
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     record |= {"device": device_name(device), "precision": precision.name}
@@ -198,9 +205,12 @@ def start_run(
         validate_every=args.validate_every,
     )
     if recipe.sync_batchnorm and device.type != "cuda":
-        raise ValueError(f"sync_batchnorm true needs GPUs, and this run is on {device}: set --sync_batchnorm false")
+        raise WrongInput(f"sync_batchnorm true needs GPUs, and this run is on {device}: set --sync_batchnorm false")
     if not rank():
         check_folder(run)
+    require_writable(run.folder, "--exp_name")
+    if args.cache is not None:
+        require_writable(args.cache, "--cache")
     wait_for_all()
     torch.manual_seed(args.seed)
     print(yaml.safe_dump(record, sort_keys=False, default_flow_style=None, width=100))
@@ -219,12 +229,13 @@ def check_folder(run: Run) -> None:
     recipe_file = run.folder / "recipe.yaml"
     if not run.resume:
         if run.folder.exists():
-            raise FileExistsError(f"{run.folder} exists; add --resume to go on with it, or choose another --exp_name")
+            raise FileInTheWay(f"{run.folder} exists; add --resume to go on with it, or choose another --exp_name")
         return
     if not recipe_file.exists():
         print(f"nothing to resume in {run.folder}: starting from the beginning")
         return
-    before = flat_recipe(yaml.safe_load(recipe_file.read_text())) | {"flow_state": None}  # not opened yet; see restore
+    before = flat_recipe(yaml.safe_load(recipe_file.read_text(encoding="utf-8")))
+    before |= {"flow_state": None}  # not opened yet; see restore
     check_same_recipe(before, flat_recipe(run.record), run.folder)
 
 
@@ -235,7 +246,7 @@ def check_same_recipe(before: dict, now: dict, folder: Path) -> None:
         if before.get(key) != now.get(key)
     ]
     if differences:
-        raise ValueError(
+        raise WrongInput(
             f"{folder} was started with another recipe: {'; '.join(differences)}; "
             "resume with the same command, or choose another --exp_name"
         )
@@ -247,10 +258,11 @@ def choose_device(name: str | None, several_processes: bool = False) -> torch.de
     several_processes  whether torchrun may start the script; its process then joins the others here
     Raises ValueError for a device that is not there, and for several processes where there may be but one.
     """
+    check_launcher()
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if world_size() > 1 and not several_processes:
-        raise ValueError(f"this script was started as {world_size()} processes and runs as one: start it with python")
+        raise WrongInput(f"this script was started as {world_size()} processes and runs as one: start it with python")
     try:
         device = join_processes(torch.device(name))
         if device.type == "cuda":
@@ -259,7 +271,7 @@ def choose_device(name: str | None, several_processes: bool = False) -> torch.de
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {error}") from error
+        raise WrongInput(f"--device {name} cannot be used here: {error}") from error
     return device
 
 
@@ -270,15 +282,18 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU the most that tensors took since the last reset, else the most that this process ever took."""
+    """Bytes: on a GPU the most that tensors took since the last reset, else the most that this process ever took.
+
+    0 where the system does not say, as on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_revision() -> str | None:
@@ -293,15 +308,37 @@ def git_revision() -> str | None:
 
 
 def run_script(main: typing.Callable[[], typing.Any]) -> None:
-    """Run a script's main; an error that this project raises on purpose is one line, any other a traceback."""
+    """Run a script's main; what a user can cause or mend ends in one line, see errors.py, all else in a traceback.
+
+    A reader of the output that leaves, as head does, ends the script quietly with status 141, as a pipe's signal would.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show
     try:
-        with dead_worker_explained(), lost_neighbour_explained():
-            main()
-        leave_processes()
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        if not raised_on_purpose(error):
+        try:
+            with dead_worker_explained(), lost_neighbour_explained():
+                main()
+            leave_processes()
+        except KeyboardInterrupt:
+            print("\nstopped")
+            sys.exit(130)
+        finally:
+            sys.stdout.flush()
+    except Exception as error:
+        if any(isinstance(each, BrokenPipeError) for each in (error, error.__cause__)) and output_is_gone():
+            sys.exit(141)
+        message = message_of(error)
+        if message is None:
             raise
-        sys.exit(told_by(str(error)))
-    except KeyboardInterrupt:
-        print("\nstopped")
-        sys.exit(130)
+        sys.exit(told_by(message))
+
+
+def output_is_gone() -> bool:
+    """Whether nobody reads what is printed; the rest of it then goes nowhere, or Python would fail on it at its end."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -13,6 +13,7 @@ from engine.graphs import Replay
 from engine.precision import Precision
 from engine.processes import summed, world_size
 from engine.recipe import Recipe
+from errors import WrongInput
 
 SMALLEST_SCALE = 1.0  # of a float16 loss; it begins at 65536 and is halved where gradients overflow
 
@@ -141,13 +142,13 @@ def smallest_part(images: int, recipe: Recipe) -> int:
     """
     share, over = divmod(recipe.batch_size, world_size())
     if over or share % recipe.accumulation:
-        raise ValueError(
+        raise WrongInput(
             f"batch_size {recipe.batch_size} cannot be dealt out to {world_size()} processes with accumulation "
             f"{recipe.accumulation}; it must be a multiple of their product"
         )
     rest = 0 if recipe.drop_last else images % recipe.batch_size
     if 0 < rest < world_size():
-        raise ValueError(
+        raise WrongInput(
             f"{images} images leave {rest} for the last batch, fewer than the {world_size()} processes: "
             "set --drop_last true or another --batch_size"
         )
@@ -161,7 +162,7 @@ def require_two_at_once(images: int, recipe: Recipe) -> None:
     Raises ValueError where an epoch over so many images leaves such a network with one of them.
     """
     if smallest_part(images, recipe) * (world_size() if recipe.sync_batchnorm else 1) < 2:
-        raise ValueError(
+        raise WrongInput(
             f"{images} images in batches of {recipe.batch_size} leave the network one image at a time, and this one "
             "trains on two at least: set --drop_last true, a larger --batch_size, a smaller --accumulation or fewer "
             "processes"

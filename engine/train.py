@@ -29,6 +29,7 @@ from engine.recipe import Recipe
 from engine.run import Run, check_same_recipe, flat_recipe, peak_memory
 from engine.step import Step, Update, smallest_part
 from engine.windows import check_sides
+from errors import MissingFile, NotFinite, OutOfMemory, UnusableFile, WrongInput, message_of
 
 SMALLEST_SCALE = 1.0  # of a float16 loss; it begins at 65536 and is halved where gradients overflow
 
@@ -68,11 +69,11 @@ def fit(
     loss that is not finite, MemoryError where a GPU's memory does not suffice.
     """
     if len(dataset) < recipe.batch_size:
-        raise ValueError(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
+        raise WrongInput(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
     smallest_part(len(dataset), recipe)
     check_sides(state["model"], "crop_size", recipe.crop_size, recipe.crop_size)
     if run.compile and recipe.checkpointing:
-        raise ValueError(
+        raise WrongInput(
             "--compile and --checkpointing true do not go together: the parts that are computed again would not be "
             "compiled. Leave one of them out; --accumulation saves memory beside --compile, too"
         )
@@ -132,7 +133,7 @@ def fit(
                     if draw and not rank():
                         draw(model, run.folder / "pictures" / f"epoch_{epoch + 1:03d}.png")
                 except FloatingPointError as error:
-                    raise FloatingPointError(f"{error}; terms of the last step: {log.terms}") from error
+                    raise NotFinite(f"{error}; terms of the last step: {log.terms}") from error
             cost = clock.cost()
             message = epoch_message(figures, lower_is_better, cost)
             log.epoch(epoch, recipe.epochs, progress["step"], figures, cost, message)
@@ -151,7 +152,7 @@ def fit(
     except torch.OutOfMemoryError as error:
         share = recipe.batch_size // world_size()
         finer = next((n for n in range(recipe.accumulation + 1, share + 1) if share % n == 0), None)
-        raise MemoryError(
+        raise OutOfMemory(
             f"{run.device} has not enough memory for {share // recipe.accumulation} crops of {recipe.crop_size} pixels "
             f"at once ({str(error).splitlines()[0]}): the same training takes less with --checkpointing true, "
             + (f"--accumulation {finer}, " if finer else "")
@@ -196,14 +197,14 @@ def train_epoch(
             else:
                 (rates if key == "scale" else terms)[name] = number
         if any(name.endswith("/scale") and rate < SMALLEST_SCALE for name, rate in rates.items()):
-            raise FloatingPointError(
+            raise NotFinite(
                 "gradients are not finite in float16, however small the loss is scaled: take --precision bfloat16 or "
                 "float32, or a lower learning rate"
             )
         before = log.terms
         log.step(epoch, step.number, rates, terms)
         if not all(math.isfinite(term) for term in terms.values()):
-            raise FloatingPointError(
+            raise NotFinite(
                 f"the loss is not finite in step {step.number}: {terms}; terms of the step before: {before}; files of "
                 f"the batch: {', '.join(step.files)}. Lower the learning rate (of a flow that draws the negatives, its "
                 "own) or the weight of the term that ran away; for the likelihood term there is likelihood_margin"
@@ -220,7 +221,7 @@ def train_epoch(
                     numbers |= update.gradients(tensors)
                 except FloatingPointError as error:
                     so_far = {name: number.item() for name, number in numbers.items()}
-                    raise FloatingPointError(
+                    raise NotFinite(
                         f"{error}; terms of step {steps_done} so far: {so_far}, of the step before: {log.terms}"
                     ) from error
                 numbers |= {f"{name}/{key}": number for key, number in update.apply().items()}
@@ -329,11 +330,19 @@ def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
     """Load last.pt into the state; returns the progress."""
     path = run.folder / "last.pt"
     if not path.exists():
-        raise FileNotFoundError(f"process {rank()} does not see {path}; all processes need the same logs/")
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+        raise MissingFile(f"process {rank()} does not see {path}; all processes need the same logs/")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if message_of(error):  # what the system says of the file
+            raise
+        # Not in torch's words, which advise to run whatever code the file holds.
+        raise WrongInput(
+            f"{path} cannot be read as a checkpoint: it is damaged or none; start a new run, such as from best.pth"
+        ) from error
     check_same_recipe(saved["recipe"], flat_recipe(run.record), run.folder)
     if saved["samples"] != samples:
-        raise ValueError(
+        raise WrongInput(
             f"{path} was trained on {saved['samples']} images, there are {samples} now; resume on the same data"
         )
     for name, part in state.items():
@@ -355,10 +364,10 @@ class RunLog:
             return
         path = run.folder / "log.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if logged_step(line) <= steps_done]
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if logged_step(line) <= steps_done]
             checkpoint.write_whole("".join(line + "\n" for line in kept).encode(), path)
         # Written line by line, so that a killed run keeps its log.
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115
+        self.file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         self.events = SummaryWriter(run.folder, purge_step=steps_done + 1)
 
     def write(self, line: dict) -> None:
@@ -366,7 +375,7 @@ class RunLog:
             self.file.write(json.dumps(without_nan(line), allow_nan=False) + "\n")
         except OSError as error:
             told = f"could not write {self.file.name} ({error.strerror}); make room, then go on with --resume"
-            raise OSError(error.errno, told) from error
+            raise UnusableFile(error.errno, told) from error
 
     def step(self, epoch: int, step: int, rates: dict[str, float], terms: dict[str, float]) -> None:
         self.terms = terms

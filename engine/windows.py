@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errors import WrongInput
+
 
 class SlidingWindows(nn.Module):
     """A model run on overlapping square windows; logits are averaged where windows overlap.
@@ -21,9 +23,9 @@ class SlidingWindows(nn.Module):
     def __init__(self, model: nn.Module, window: int, stride: int, at_a_time: int = 1, enlarge: bool = False):
         super().__init__()
         if not 0 < stride <= window:
-            raise ValueError(f"windows of {window} pixels every {stride} pixels: the stride must be in 1..{window}")
+            raise WrongInput(f"windows of {window} pixels every {stride} pixels: the stride must be in 1..{window}")
         if at_a_time < 1:
-            raise ValueError(f"{at_a_time} windows at a time: there must be at least 1")
+            raise WrongInput(f"{at_a_time} windows at a time: there must be at least 1")
         check_sides(model, f"windows of {window} pixels", window, window)
         self.model, self.window, self.stride = model, window, stride
         self.at_a_time, self.enlarge = at_a_time, enlarge
@@ -78,7 +80,7 @@ def check_sides(model: nn.Module, what: str, height: int, width: int) -> None:
     """Raise ValueError where an image is smaller than the model takes; `what` names it."""
     least = smallest_side(model)
     if min(height, width) < least:
-        raise ValueError(
+        raise WrongInput(
             f"{what}: {width}x{height} pixels are too few for this network, which needs at least {least}x{least}; "
             "take larger images, or enlarge them"
         )

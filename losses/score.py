@@ -6,6 +6,8 @@ max_logit_score. All is computed in log space: softmax().log() is -inf past 103 
 
 from torch import Tensor
 
+from errors import WrongInput
+
 
 def generative_score(class_logits: Tensor) -> Tensor:
     """s_G(x) = -ln p^(x), the log-sum-exp of the class logits negated; also the energy score at temperature 1."""
@@ -56,9 +58,9 @@ def anomaly_score(name: str, class_logits: Tensor, dataset_logits: Tensor | None
     if name in CLASS_SCORES:
         return CLASS_SCORES[name](class_logits)
     if name not in DATASET_SCORES:
-        raise ValueError(f"no score {name!r}; choose one of {', '.join(CLASS_SCORES | DATASET_SCORES)}")
+        raise WrongInput(f"no score {name!r}; choose one of {', '.join(CLASS_SCORES | DATASET_SCORES)}")
     if dataset_logits is None:
-        raise ValueError(
+        raise WrongInput(
             f"the {name} score needs a dataset head, which this model does not have; "
             f"scores that need none: {', '.join(CLASS_SCORES)}"
         )

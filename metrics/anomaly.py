@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from errors import WrongInput
 from labels import IGNORE, OUTLIER
 
 TPR = 0.95  # of FPR95 and threshold95
@@ -169,16 +170,16 @@ def counted_scores(scores, labels) -> tuple[np.ndarray, np.ndarray, int]:
     """
     scores, labels = as_array(scores), as_array(labels)
     if scores.shape != labels.shape:
-        raise ValueError(f"scores have shape {scores.shape} but labels {labels.shape}; each label needs one score")
+        raise WrongInput(f"scores have shape {scores.shape} but labels {labels.shape}; each label needs one score")
     if labels.dtype in (np.bool_, np.int8):
-        raise ValueError(f"labels of type {labels.dtype} cannot hold OUTLIER = {OUTLIER}; use uint8 or wider")
+        raise WrongInput(f"labels of type {labels.dtype} cannot hold OUTLIER = {OUTLIER}; use uint8 or wider")
     outlier = labels == OUTLIER
     inlier = (labels != IGNORE) & ~outlier
     dtype = np.float64 if scores.dtype.type is np.float64 else np.float32
     inliers, outliers = (scores[kind].astype(dtype, copy=False) for kind in (inlier, outlier))
     nans = np.count_nonzero(np.isnan(inliers)) + np.count_nonzero(np.isnan(outliers))
     if nans:
-        raise ValueError(f"{nans} of {scores.size} scores are NaN and cannot be ranked; check the model's outputs")
+        raise WrongInput(f"{nans} of {scores.size} scores are NaN and cannot be ranked; check the model's outputs")
     return inliers, outliers, labels.size - inliers.size - outliers.size
 
 
@@ -200,17 +201,17 @@ def check_mergeable(ours, other, *settings: str) -> None:
     """raises ValueError: other is of another kind, or was made with other `settings`, names of attributes"""
     kind = type(ours).__name__
     if type(other) is not type(ours):
-        raise ValueError(f"{kind} takes over what another {kind} counted, not {type(other).__name__}")
+        raise WrongInput(f"{kind} takes over what another {kind} counted, not {type(other).__name__}")
     for name in settings:
         here, there = getattr(ours, name), getattr(other, name)
         if here != there:
-            raise ValueError(f"{name} is {here} here and {there} there; {kind} merges counts of the same {name} only")
+            raise WrongInput(f"{name} is {here} here and {there} there; {kind} merges counts of the same {name} only")
 
 
 def outliers_to_reach(tpr: float, outliers: int) -> int:
     """The smallest k >= 1 with k / outliers >= tpr; ValueError unless 0 < tpr <= 1"""
     if not 0 < tpr <= 1:
-        raise ValueError(f"tpr is {tpr}, but a true positive rate to reach lies in 0 < tpr <= 1")
+        raise WrongInput(f"tpr is {tpr}, but a true positive rate to reach lies in 0 < tpr <= 1")
     k = max(1, math.floor(tpr * outliers) - 1)
     while outliers and k / outliers < tpr:
         k += 1  # not ceil(tpr * outliers), which is one too many where the product rounds up, as 0.07 * 100 does
@@ -220,7 +221,7 @@ def outliers_to_reach(tpr: float, outliers: int) -> int:
 def ranks_of_curves(points: int, inliers: int, outliers: int) -> list[np.ndarray]:
     """The ranks, 0 the lowest, of the inliers and of the outliers whose scores are thresholds of curves()"""
     if points < 9:
-        raise ValueError(f"points is {points}, but a curve with both its ends takes at least 9")
+        raise WrongInput(f"points is {points}, but a curve with both its ends takes at least 9")
     if not (inliers and outliers):
         return [np.empty(0, np.int64)] * 2
     return [_ranks(size, (points - 1) // 4) for size in (inliers, outliers)]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from errors import WrongInput
 from metrics.anomaly import (
     BEYOND,
     TPR,
@@ -39,7 +40,7 @@ class BoundedAnomalyMetrics:
 
     def __init__(self, bits: int = 22):
         if not 10 <= bits <= 26:
-            raise ValueError(f"bits is {bits}; 10..26 are possible, for 24 KiB to 1.5 GiB")
+            raise WrongInput(f"bits is {bits}; 10..26 are possible, for 24 KiB to 1.5 GiB")
         self.bits = bits
         self._counts = np.zeros((2, 1 << bits), np.int64)
         self._least = np.full(1 << bits, np.inf, np.float32)  # of the scores in each bin

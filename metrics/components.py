@@ -5,6 +5,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
+from errors import WrongInput
 from labels import IGNORE, OUTLIER
 from metrics.anomaly import as_array, check_mergeable
 
@@ -27,7 +28,7 @@ class ComponentMetrics:
 
     def __init__(self, threshold: float, min_predicted: int = 500, min_true: int = 100):
         if math.isnan(threshold):
-            raise ValueError("the threshold is NaN, so nothing is predicted; there were no outliers to choose it by")
+            raise WrongInput("the threshold is NaN, so nothing is predicted; there were no outliers to choose it by")
         self.threshold, self.min_predicted, self.min_true = float(threshold), min_predicted, min_true
         self._siou, self._ppv = [], []  # one array a frame
 
@@ -38,13 +39,13 @@ class ComponentMetrics:
         """
         scores, labels = as_array(scores), as_array(labels)
         if scores.ndim != 2 or scores.shape != labels.shape:
-            raise ValueError(f"scores have shape {scores.shape} and labels {labels.shape}; give one frame, both (H, W)")
+            raise WrongInput(f"scores have shape {scores.shape} and labels {labels.shape}; give one frame, both (H, W)")
         if labels.dtype in (np.bool_, np.int8):
-            raise ValueError(f"labels of type {labels.dtype} cannot hold OUTLIER = {OUTLIER}; use uint8 or wider")
+            raise WrongInput(f"labels of type {labels.dtype} cannot hold OUTLIER = {OUTLIER}; use uint8 or wider")
         ignored, outlier = labels == IGNORE, labels == OUTLIER
         nans = np.count_nonzero(np.isnan(scores) & ~ignored)
         if nans:
-            raise ValueError(f"{nans} of {scores.size} scores are NaN and cannot be ranked; check the model's outputs")
+            raise WrongInput(f"{nans} of {scores.size} scores are NaN and cannot be ranked; check the model's outputs")
 
         true = _components(outlier, self.min_true)
         predicted = _components(scores >= self.threshold, self.min_predicted)

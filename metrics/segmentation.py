@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from errors import WrongInput
 from labels import IGNORE, OUTLIER
 from metrics.anomaly import as_array, check_mergeable
 
@@ -17,7 +18,7 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int):
         if not 1 <= num_classes <= OUTLIER:
-            raise ValueError(f"num_classes is {num_classes}; 1..{OUTLIER} are possible, as {OUTLIER} labels outliers")
+            raise WrongInput(f"num_classes is {num_classes}; 1..{OUTLIER} are possible, as {OUTLIER} labels outliers")
         self.num_classes = num_classes
         self.matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
 
@@ -27,10 +28,10 @@ class ConfusionMatrix:
         """
         prediction, labels = as_array(prediction), as_array(labels)
         if prediction.shape != labels.shape:
-            raise ValueError(f"predictions have shape {prediction.shape} but labels {labels.shape}; one each is needed")
+            raise WrongInput(f"predictions have shape {prediction.shape} but labels {labels.shape}; one each is needed")
         for name, values in (("predictions", prediction), ("labels", labels)):
             if not np.issubdtype(values.dtype, np.integer):
-                raise ValueError(f"{name} are {values.dtype}, but class ids are integers; take logits.argmax(1)")
+                raise WrongInput(f"{name} are {values.dtype}, but class ids are integers; take logits.argmax(1)")
         unknown = self.num_classes
         counted = labels != IGNORE
         predicted, truth = prediction[counted], labels[counted]
@@ -103,4 +104,4 @@ def _mean(iou):
 
 def _refuse(wrong, values, rule):
     if wrong.any():
-        raise ValueError(f"{rule}; {np.count_nonzero(wrong)} pixels have others, such as {values[wrong][0]}")
+        raise WrongInput(f"{rule}; {np.count_nonzero(wrong)} pixels have others, such as {values[wrong][0]}")

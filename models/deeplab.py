@@ -6,6 +6,7 @@ Attribute names are those of the released checkpoints, so that released files lo
 import torch
 from torch import Tensor, nn
 
+from errors import WrongInput
 from models.checkpointing import compute
 from models.ladder_densenet import NormReluConv
 from models.norms import Layers
@@ -81,7 +82,7 @@ class DeepLabV3Plus(WideResNet38):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         norm = self.aspp.img_conv[1]
         if len(images) < 2 and norm.training and not isinstance(norm, nn.SyncBatchNorm):
-            raise ValueError(
+            raise WrongInput(
                 f"training DeepLabV3+ needs at least two images per process, got {len(images)}: BatchNorm after image "
                 "pooling has one value per image and channel. Raise --batch_size, or drop the last incomplete batch"
             )

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from errors import NotFinite, WrongInput
+
 LEVELS = 256  # of a stored pixel value
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -104,7 +106,7 @@ class DenseFlow(nn.Module):
         """Set the ActNorm layers that were never set from what reaches them when images go through the flow."""
 
         if len(images) * images.shape[2] * images.shape[3] < 2 * self.stride**2:
-            raise ValueError("a flow cannot be set from one value per channel: take larger patches or a larger batch")
+            raise WrongInput("a flow cannot be set from one value per channel: take larger patches or a larger batch")
 
         def set_norm(layer: Layer, inputs: tuple[Tensor]) -> None:
             if not layer.norm.initialized:
@@ -142,7 +144,7 @@ class DenseFlow(nn.Module):
                 features = transform.inverse(features)
         finite = features.isfinite()
         if check and not finite.all():
-            raise FloatingPointError(
+            raise NotFinite(
                 f"{(~finite).sum()} of {features.numel()} values drawn from the flow are not finite: it "
                 "has diverged; train it with a lower learning rate, or go back to an earlier file"
             )
@@ -154,7 +156,7 @@ class DenseFlow(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         if height <= 0 or width <= 0 or height % self.stride or width % self.stride:
-            raise ValueError(f"a flow's images of {width}x{height} pixels: sides must be multiples of {self.stride}")
+            raise WrongInput(f"a flow's images of {width}x{height} pixels: sides must be multiples of {self.stride}")
 
 
 class Dequantization(nn.Module):

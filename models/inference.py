@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.densenet import _DenseBlock, _Transition
 
+from errors import WrongInput
 from models import fused
 from models.deeplab import DeepLabV3Plus
 from models.graphs import Replayed
@@ -62,7 +63,7 @@ def fast_inference(
     raises         ValueError for another dtype, and where a BatchNorm to be folded has no running statistics
     """
     if dtype not in (torch.float32, *NARROW):
-        raise ValueError(f"dtype {dtype} is none of float32, bfloat16 and float16, in which the copy can compute")
+        raise WrongInput(f"dtype {dtype} is none of float32, bfloat16 and float16, in which the copy can compute")
     narrow = dtype in NARROW
     fuses = narrow or (on_cuda(model) and memory_format == torch.channels_last)
     fast = inferring(model, Form(dtype if narrow else None, fuses, memory_format))
@@ -122,7 +123,7 @@ def kinds(layers: list[nn.Module]) -> list[type]:
 def scale_and_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
     """(D,) each: in eval mode, the norm is scale * features + shift."""
     if norm.running_mean is None:
-        raise ValueError(
+        raise WrongInput(
             "a BatchNorm without running statistics normalises by the batch in eval mode, too, and cannot be folded: "
             "build it with track_running_stats=True"
         )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import densenet121
 
+from errors import WrongInput
 from models.checkpointing import compute
 from models.norms import Layers, dense_block, dense_block_kernels
 from models.upsampling import upsample
@@ -175,7 +176,7 @@ class LadderDenseNet(nn.Module):
 def backbone_slower(model: LadderDenseNet, lr: float, factor: float) -> list[dict]:
     """Parameter groups for an optimiser: the pretrained backbone at lr * factor, the rest at lr; 0 < factor <= 1."""
     if not 0 < factor <= 1:
-        raise ValueError(f"backbone_lr_factor {factor} must be over 0 and at most 1: it is the backbone's share of lr")
+        raise WrongInput(f"backbone_lr_factor {factor} must be over 0 and at most 1: it is the backbone's share of lr")
     backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in backbone}
     rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]

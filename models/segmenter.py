@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errors import WrongInput
 from models.deeplab import MEAN, STD
 from models.mask_transformer import MaskTransformer
 from models.upsampling import upsample
@@ -48,7 +49,7 @@ class Segmenter(nn.Module):
     def __init__(self, encoder: VisionTransformer, num_classes: int, hybrid: bool, dataset_head: str, **decoder_sizes):
         super().__init__()
         if dataset_head not in SEGMENTER_DATASET_HEADS:
-            raise ValueError(f"dataset_head {dataset_head!r} is none of {', '.join(SEGMENTER_DATASET_HEADS)}")
+            raise WrongInput(f"dataset_head {dataset_head!r} is none of {', '.join(SEGMENTER_DATASET_HEADS)}")
         self.model = nn.Module()  # the released keys begin with it
         self.model.encoder = encoder
         self.model.decoder = MaskTransformer(num_classes, encoder.width, **decoder_sizes)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errors import WrongInput
 from models.checkpointing import compute
 
 IMAGENET_CLASSES = 1000
@@ -33,8 +34,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"{heads} attention heads do not divide the width {width} evenly; choose a divisor of it")
+        if heads < 1 or width % heads:
+            raise WrongInput(f"{heads} attention heads do not divide the width {width} evenly; choose a divisor of it")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)

@@ -4,6 +4,7 @@ Every file is read with weights_only=True and must fit; what may be missing, the
 """
 
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import DenseNet121_Weights
 
+from errors import MissingFile, OutOfMemory, WrongInput, message_of
 from models.vit import resize_positions
 
 RELEASED = "the README lists the released files and where they are"
@@ -36,21 +38,23 @@ def read_state_dict(path: str | Path, source: str = RELEASED) -> dict[str, Tenso
 
     Unwraps {"state_dict": ...} (NVIDIA), {"model": ...} (released flows, our last.pt) and a prefix "module."
     (DataParallel) or "flow." (the flow released for COCO). Raises FileNotFoundError where there is no file, ValueError
-    where it holds no weights.
+    where it holds no weights, MemoryError where memory does not suffice for them.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weight file {path}; {source}")
+        raise MissingFile(f"no weight file {path}; {source}")
     try:
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        with torch.serialization.safe_globals(NUMPY_NUMBERS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old files, in words that only its authors need
             # Mapped, so that a look at the keys reads no weights; files of PyTorch before 1.6 cannot be.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch.load fails in a dozen ways on a file that is not its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as a weight file: it is none, is damaged, or holds other objects than "
-            f"tensors and numbers ({reason})"
-        ) from error
+        if message_of(error):  # what the system says of the file
+            raise
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            size = path.stat().st_size / 2**30
+            raise OutOfMemory(f"memory does not suffice to read {path}, {size:.1f} GiB; end other programs") from error
+        raise WrongInput(f"{path} cannot be read as a weight file: {what_it_is(path, str(error))}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -59,11 +63,36 @@ def read_state_dict(path: str | Path, source: str = RELEASED) -> dict[str, Tenso
         or not content
         or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
     ):
-        raise ValueError(f"{path} holds no state_dict; expected a dict of tensors by parameter name")
+        raise WrongInput(f"{path} holds no state_dict; expected a dict of tensors by parameter name")
     for prefix in ("module.", "flow."):
         if all(key.startswith(prefix) for key in content):
             content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
+
+
+def what_it_is(path: Path, said: str) -> str:
+    """What a file is that torch.load does not read, and the way out, in our words.
+
+    said  torch's text, of which only the name of a class is taken: it advises to load the file without weights_only,
+          which runs whatever code the file holds
+    """
+    with open(path, "rb") as file:
+        head = file.read(64).lstrip().lower()
+    if not head:
+        return "it is empty; fetch it again"
+    if head.startswith(b"<"):
+        return "it is a web page, as comes where a download asks for a click or a login; fetch the file in a browser"
+    if head.startswith(b"version https://git-lfs"):
+        return "it only points to the file in Git LFS; fetch that with git lfs pull"
+    if head.startswith(b"pk") and not zipfile.is_zipfile(path):
+        return "it is cut short; fetch or copy it again"
+    foreign = re.search(r"GLOBAL (\S+) was not an allowed global", said)
+    if foreign:
+        return (
+            f"it holds other objects than tensors and numbers ({foreign[1]}), which could be harmful code; give a file "
+            "with the state_dict alone"
+        )
+    return "it is none, or is damaged; give a file of torch.save with a state_dict"
 
 
 def has_dataset_head(path: str | Path) -> bool:
@@ -134,7 +163,7 @@ def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) 
             try:
                 torch.hub.load_state_dict_from_url(DENSENET121_URL, check_hash=True, weights_only=True)
             except (OSError, RuntimeError) as error:  # urllib's errors, and a hash that does not fit
-                raise FileNotFoundError(
+                raise MissingFile(
                     f"ImageNet weights of DenseNet-121 could not be downloaded ({error}); get {DENSENET121_URL} "
                     f"and put it at {path}, or give its place with --init FILE"
                 ) from error
@@ -164,7 +193,7 @@ def load_imagenet_vit(model: nn.Module, path: str | Path, source: str = IMAGENET
     try:
         fit_state_dict(encoder, weights, path)
     except ValueError as error:
-        raise ValueError(f"{error} ({source})") from None
+        raise WrongInput(f"{error} ({source})") from None
     return model
 
 
@@ -181,7 +210,7 @@ def fit_state_dict(module: nn.Module, state_dict: dict[str, Tensor], path: str |
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
         told = "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in problems.items() if keys)
-        raise ValueError(
+        raise WrongInput(
             f"{path} does not fit {type(module).__name__}: {told}. Is it another model's file, or has it "
             "another number of classes?"
         )

@@ -34,7 +34,8 @@ from data import (
     photographs_of_negatives,
     train_transform,
 )
-from engine.loader import SeededSamples, batches, raised_on_purpose, training_loader
+from engine.loader import SeededSamples, batches, training_loader
+from errors import message_of
 from labels import IGNORE, OUTLIER
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -296,7 +297,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(frame, tmp_path):
     told = str(raised.value)
     assert f"could not write {cache}/000-" in told and f"the decoded copy of {frame[1]}: it takes 0.0 MB" in told
     assert "make room, give another folder as cache, or go on without one" in told
-    assert raised_on_purpose(raised.value)  # so that a loader's worker hands it over as it is
+    assert message_of(raised.value)  # so that a loader's worker hands it over as it is
     assert copies(cache) == []
     assert_same(streets(frame[0], cache)[0], streets(frame[0], None)[0])
 

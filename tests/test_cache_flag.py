@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import test_fishyscapes
 import torch
-from test_command_lines import Network
+from parsers import Network
 
 import dlv3_cityscapes_finetune
 import dlv3_cityscapes_finetune_flow

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
+from parsers import spare_networks
 
 from engine.recipe import Recipe
 
@@ -63,32 +62,9 @@ def short(command):
     return words[1] + (f" {words[words.index('--dataset') + 1]}" if "--dataset" in words else "") + bare
 
 
-class Network(nn.Linear):
-    """In the place of any network and of any flow"""
-
-    def __init__(self, *sizes, **choices):
-        super().__init__(1, 1)
-
-    def sample(self, n, height, width, check=True):
-        return torch.zeros(n, 3, height, width)
-
-
 @pytest.fixture
 def weights_are_there(monkeypatch, in_tmp):
-    """Spares a script its network and weight files, so that what it looks for are the data"""
-    instead = dict.fromkeys(["segmenter", "denseflow_25_6", "deeplabv3plus", "ladder_densenet121"], Network)
-    instead |= dict.fromkeys(["load_weights", "load_imagenet_vit"], lambda network, file, **choices: network)
-    instead |= {"segmenter_dataset_head": lambda file: "decoder", "has_dataset_head": lambda file: True}
-    instead |= {"load_network": lambda build, file: build()}
-
-    monkeypatch.setattr("engine.flow.sha256", lambda file: "digest")
-
-    def spare(script):
-        for name, spared in instead.items():
-            if hasattr(script, name):
-                monkeypatch.setattr(script, name, spared)
-
-    return spare
+    return lambda script: spare_networks(script, monkeypatch)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=short)
@@ -161,7 +137,7 @@ def test_the_share_of_outliers_to_find_is_a_flag(command, weights_are_there, in_
         script.main([*flags, "--tpr", "0.9"])
     with pytest.raises(SystemExit):
         script.main([*flags, "--tpr", "0"])
-    assert "--tpr 0 must be over 0 and at most 1" in capsys.readouterr().err
+    assert "--tpr: 0 must be over 0 and at most 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--momentum", "--decay"])

@@ -86,7 +86,7 @@ def extended(tmp_path_factory):
     for room in ("data", "engine", "losses", "metrics", "models"):
         shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     own = [*PROJECT.glob("*.py"), *PROJECT.glob("*.yaml"), PROJECT / "pyproject.toml"]
-    own += [PROJECT / "tests" / f"{name}.py" for name in ("conftest", "tiny", "test_recipes", "test_rooms")]
+    own += [PROJECT / "tests" / f"{name}.py" for name in ("conftest", "parsers", "tiny", "test_recipes", "test_rooms")]
     for path in own:
         (copy / path.relative_to(PROJECT)).parent.mkdir(exist_ok=True)
         shutil.copy(path, copy / path.relative_to(PROJECT))
@@ -176,6 +176,39 @@ def defined(path):
         if isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     return names
+
+
+@functools.cache
+def all_names():
+    """Every name in the code and in its tests: of functions, classes, arguments, attributes, recipe keys, choices"""
+    names = set()
+    for path in PROJECT.rglob("*.py"):
+        if any(part.startswith(".") for part in path.relative_to(PROJECT).parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            for field in ("name", "arg", "attr", "id"):
+                names.add(getattr(node, field, None))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.strip("-").isidentifier():
+                names.add(node.value.strip("-"))
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_name_that_looks_like_one_of_the_code_is_one(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for word in re.findall(r"`([A-Za-z]\w*)(?:\([^`]*\))?`", text):
+        if ("_" in word or not word.islower()) and not word.isupper() and not word.endswith("_"):
+            assert word in all_names(), f"{name(page)} names {word}, which is not there"
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=name)
+def test_what_stands_in_the_code_is_a_function_or_class_of_a_file_that_is_linked_there(page):
+    for paragraph in re.findall(r"^In the code: .+?(?=\n\n|\Z)", page.read_text(), re.MULTILINE | re.DOTALL):
+        files = [(page.parent / target).resolve() for target in re.findall(r"\]\(([\w./]+\.py)\)", paragraph)]
+        names = {node.name for path in files for node in ast.walk(ast.parse(path.read_text())) if hasattr(node, "name")}
+        names |= {word for path in files for word in defined(path)}
+        for word in re.findall(r"`([A-Za-z]\w*)(?:\(\))?`", paragraph):
+            assert word in names, f"{name(page)}: {word} is in none of {[path.name for path in files]}"
 
 
 # docs/method.md

@@ -29,6 +29,7 @@ from engine.evaluate import (
 from engine.precision import choose_precision
 from engine.run import Run
 from engine.train import RunLog
+from errors import WrongInput
 from labels import IGNORE, OUTLIER
 from metrics import BoundedAnomalyMetrics
 
@@ -181,7 +182,7 @@ def test_a_frame_that_is_broken_or_too_much_for_the_memory_is_one_line():
     class Broken(Pairs):
         def __getitem__(self, index):
             if index == 2:
-                raise ValueError("frame_2.png is broken")
+                raise WrongInput("frame_2.png is broken")
             return super().__getitem__(index)
 
     endings = []

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import h5py
 import numpy as np
@@ -274,6 +275,57 @@ def test_without_label_maps_the_sense_is_not_checked_and_that_is_said(check_made
     (track / "labels_masks").rename(track / "elsewhere")
     export_scores.main(arguments)
     assert "larger is more anomalous: not checked: no label maps at hand" in capsys.readouterr().out
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def of_another_size(path):
+    with Image.open(path) as labels:
+        labels.resize((8, 8)).save(path)
+
+
+def of_another_data_set(path):
+    with Image.open(path) as labels:
+        Image.fromarray(np.full(labels.size[::-1], 7, np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("break_it", [damaged, of_another_size, of_another_data_set])
+def test_one_label_map_that_cannot_be_used_switches_the_check_of_the_sense_off_for_itself_alone(
+    break_it, check_made, track, tmp_path
+):
+    _, found, _ = check_made
+    break_it(sorted((track / "labels_masks").iterdir())[0])
+    (told,) = found()
+    assert told.startswith("the label map of ") and " cannot be used: " in told
+    made(track, tmp_path / "out", sign=-1)
+    assert any(told.startswith("smaller scores mark the outliers (AUROC ") for told in found())
+
+
+def test_a_label_map_without_image_leaves_the_check_of_the_sense_on(check_made, track, capsys):
+    *_, arguments = check_made
+    one = sorted((track / "labels_masks").iterdir())[0]
+    shutil.copy(one, one.with_name("lost_labels_semantic.png"))
+    assert export_scores.main(arguments)["AUROC"] > 0.9
+
+
+def test_lost_and_found_with_a_damaged_label_map_is_checked_by_the_others(tmp_path, capsys):
+    root, draw = tmp_path / "lf", np.random.default_rng(0)
+    for number in range(3):
+        for folder, name, pixels in (
+            ("leftImg8bit/a", f"000{number}_leftImg8bit.png", draw.integers(0, 255, (20, 30, 3))),
+            ("ood/a", f"000{number}_ood_segmentation.png", np.eye(20, 30)),
+        ):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / folder / name)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        np.save(tmp_path / f"out/000{number}_anomaly.npy", -np.eye(20, 30, dtype=np.float32))
+    damaged(root / "ood/a/0001_ood_segmentation.png")
+    for given in (root, root / "leftImg8bit"):
+        told = problems("fishyscapes", given, tmp_path / "out", capsys)
+        assert len(told) == 2 and told[0].startswith("the label map of 0001_leftImg8bit.png cannot be used: ")
+        assert told[1].startswith("smaller scores mark the outliers (AUROC 0.00 ")
 
 
 def test_a_wrong_sign_is_found(check_made, track, tmp_path):

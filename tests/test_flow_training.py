@@ -536,6 +536,29 @@ def test_training_the_flow_lowers_the_bits_per_dimension(alone):
             assert picture.size[0] == picture.size[1] >= 2 * 16
 
 
+def test_each_process_validates_the_flow_on_its_share_of_the_images(photographs, in_tmp, monkeypatch):
+    class Looking(torch.nn.Module):
+        def forward(self, crops):
+            seen.extend(crops.flatten(1).sum(1).tolist())
+            return crops.new_zeros(len(crops))
+
+    flags, seen, validations = alone_flags("--images", str(photographs)), [], []
+    monkeypatch.setattr(train_denseflow, "HELD_OUT", 5)
+    monkeypatch.setattr(train_denseflow, "fit", lambda *rest, **figures: validations.append(rest[5]))
+    train_denseflow.main(flags)
+    shares = []
+    for process, processes in ((0, 1), (0, 2), (1, 2)):
+        monkeypatch.setenv("RANK", str(process))
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        seen.clear()
+        validations[0](Looking())
+        shares.append([*seen])
+    whole, first, second = shares
+    assert len(whole) == 5 and len(first) == 3 and sorted(first + second) == sorted(whole)
+    monkeypatch.setattr(train_denseflow, "summed", lambda numbers, device: numbers | {"bits": 12.0, "images": 5})
+    assert validations[0](Looking()) == {"bits_per_dimension": 12 / 5}  # of all processes
+
+
 def test_the_trained_flow_is_a_flow_state(alone, experiment):
     assert same(experiment(flow_state=alone / "final.pth").flow.state_dict(), read(alone / "final.pth"))
 

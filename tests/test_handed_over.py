@@ -7,8 +7,8 @@ import pytest
 import test_cache_flag
 import test_fishyscapes
 import torch
+from parsers import Network
 from test_coco_scripts import write_coco
-from test_command_lines import Network
 
 import dlv3_cityscapes_finetune
 import dlv3_cityscapes_finetune_flow

@@ -1,5 +1,8 @@
+import errno
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import time
 
@@ -12,11 +15,11 @@ from engine.loader import (
     SeededSamples,
     batches,
     evaluation_loader,
-    raised_on_purpose,
     to_device,
     training_loader,
 )
 from engine.run import run_script
+from errors import MissingFile, WrongInput, message_of
 
 # Feeding samples
 
@@ -125,7 +128,7 @@ class Broken(Specks):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
+@pytest.mark.parametrize("error", [MissingFile, WrongInput])
 def test_a_file_error_in_a_worker_arrives_as_it_is(error, workers):
     with pytest.raises(error, match=r"^speck_7\.png is gone$"):
         loaded(Broken(error), workers=workers)
@@ -139,6 +142,62 @@ class Deadly(Specks):
 def test_a_killed_worker_gives_a_clear_error():
     with pytest.raises(ChildProcessError, match=r"a loader process died .*lower --workers"):
         loaded(Deadly(), workers=1)
+
+
+# As torch says it, of a loader process or of the main one
+SHORT = [
+    "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File ...\n"
+    "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)\n",
+    "unable to write to file </torch_1_2_0>: No space left on device (28)",
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+    "shared memory. Please try to raise your shared memory limit.",
+]
+
+
+@pytest.mark.parametrize("said", SHORT)
+def test_shared_memory_that_does_not_suffice_is_one_line_with_the_way_out(said):
+    def main():
+        raise RuntimeError(said)
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    told = ended.value.code
+    assert told.startswith("error: /dev/shm has no room for what loader processes hand over (") and "\n" not in told
+    assert told.endswith("take --workers 0, or give a container more of it, such as with docker run --shm-size 8g")
+
+
+def test_semaphores_that_cannot_be_made_are_told_as_shared_memory(monkeypatch):
+    def full(loader):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", full)
+    with pytest.raises(MemoryError, match=r"^/dev/shm has no room .* \(No space left on device\): take --workers 0"):
+        loaded(workers=1)
+
+
+def test_a_container_with_little_shared_memory_is_told_so():
+    code = """
+import sys
+sys.path[:0] = [".", "tests"]
+from tiny import Specks, loaded, torch
+from engine import run_script
+
+class Large(Specks):
+    def __getitem__(self, index):
+        return torch.zeros(3, 300, 400, dtype=torch.uint8), torch.zeros(300, 400, dtype=torch.uint8), str(index)
+
+run_script(lambda: loaded(Large(), workers=1, batch_size=1))
+"""
+    python = shlex.join([sys.executable, "-c", code])
+    mount = f"mount -t tmpfs -o size=64k tmpfs /dev/shm || exit 99; exec {python}"
+    try:
+        ended = subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if ended.returncode == 99 or "unshare" in ended.stderr:
+        pytest.skip("no file systems can be mounted here")
+    assert ended.returncode == 1 and ended.stderr.startswith("error: /dev/shm has no room"), ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 class DeadlyLater(Specks):
@@ -208,4 +267,4 @@ def test_a_mistake_in_the_code_keeps_its_traceback_from_a_worker_too(workers):
     assert "a slip in the code" in str(mistake.value)
     if workers:
         assert "Traceback" in str(mistake.value)
-    assert not raised_on_purpose(mistake.value)
+    assert message_of(mistake.value) is None

@@ -2,6 +2,7 @@ import copy
 import io
 import json
 import os
+import pickle
 import re
 from pathlib import Path
 from urllib.error import URLError
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torchvision.models import densenet121, densenet169, resnet18
 
+from errors import message_of
 from models import (
     backbone_slower,
     has_dataset_head,
@@ -279,6 +281,55 @@ def test_a_file_that_is_not_pytorchs_is_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=re.escape(f"{path} cannot be read as a weight file")):
             load_weights(TwoHeads(), path)
+
+
+UNREADABLE = {
+    "empty": (b"", "it is empty"),
+    "a page": (b"\n  <!DOCTYPE html><title>Virus scan warning</title>", "it is a web page"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "it only points to the file in Git LFS"),
+    "half": (lambda: written({"w": torch.ones(500)})[:900], "it is cut short"),
+    "a network": (
+        lambda: written(nn.Linear(2, 2)),
+        r"it holds other objects than tensors .* \(torch\.nn\.modules\.linear\.Linear\)",
+    ),
+    "an old network": (
+        lambda: written(nn.Linear(2, 2), False),
+        r"it holds other objects .* \(torch\.nn\.modules\.linear\.Linear\)",
+    ),
+    "a pickle": (pickle.dumps({"w": 1}), "it is none, or is damaged"),
+    "words": (b"hello", "it is none, or is damaged"),
+}
+
+
+def written(content, zipped=True):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_a_file_is_that_holds_no_weights_is_said_in_our_words(kind, tmp_path, recwarn):
+    content, said = UNREADABLE[kind]
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content() if callable(content) else content)
+    with pytest.raises(ValueError, match=rf"weights\.pth cannot be read as a weight file: {said}") as refused:
+        load_weights(TwoHeads(), path)
+    assert "weights_only" not in message_of(refused.value) and not recwarn
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_memory_that_does_not_suffice_for_weights_is_not_told_as_damage(error, tmp_path, monkeypatch):
+    def short(*arguments, **choices):
+        raise error
+
+    path = saved(TwoHeads().state_dict(), tmp_path / "weights.pth")
+    monkeypatch.setattr(torch, "load", short)
+    with pytest.raises(
+        MemoryError, match=r"^memory does not suffice to read .*weights\.pth, 0\.0 GiB; end other programs$"
+    ):
+        load_weights(TwoHeads(), path)
 
 
 def test_a_truncated_file_is_refused_wherever_it_is_cut(tmp_path):

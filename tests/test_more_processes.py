@@ -1,6 +1,7 @@
 """What the processes of a run tell each other, piece by piece; and what is refused where there are several."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from several import torchrun
 from tiny import read_weights, steps_of
 
 from engine import Recipe
-from engine.processes import join_processes, lost_neighbour_explained, told_by
-from engine.run import choose_device
+from engine.processes import join_processes, lost_neighbour_explained, rank, told_by, world_size
+from engine.run import choose_device, run_script, script_parser
 from engine.step import smallest_part
 
 
@@ -72,10 +73,13 @@ def test_process_0_alone_writes_and_draws(told):
 
 # Of several, as a process alone can see it
 
+TWO = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+
 
 @pytest.fixture
 def two(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in TWO.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.usefixtures("two")
@@ -130,3 +134,55 @@ def test_an_error_says_whose_it_is_where_there_are_several(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
     assert told_by("no data") == "error (process 2 of 4): no data"
+
+
+# Leftovers of a cluster
+
+
+LEFT = [
+    {"WORLD_SIZE": "2"},
+    {name: TWO[name] for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")},
+    TWO | {"MASTER_PORT": ""},
+    TWO | {"RANK": "2"},
+]
+
+
+@pytest.mark.parametrize("left", LEFT)
+@pytest.mark.parametrize("several", [True, False])
+def test_processes_that_no_launcher_started_are_refused_in_one_line(left, several, monkeypatch):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        SystemExit, match=r"^error.*: WORLD_SIZE=2 is set in the environment .*: unset WORLD_SIZE to run"
+    ):
+        run_script(lambda: choose_device("cpu", several_processes=several))
+
+
+@pytest.mark.parametrize("empty", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_an_empty_variable_of_a_launcher_is_none(empty, monkeypatch):
+    monkeypatch.setenv(empty, "")
+    assert choose_device("cpu", several_processes=True) == torch.device("cpu")
+    assert script_parser("").parse_args([]).workers >= 1 and (rank(), world_size()) == (0, 1)
+
+
+@pytest.mark.parametrize("word", ["two", "-1", "0", "1.0"])
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+def test_a_variable_of_a_launcher_that_is_no_number_is_one_line(name, word, monkeypatch):
+    def main():
+        script_parser("").parse_args([])
+        choose_device("cpu", several_processes=True)
+
+    monkeypatch.setenv(name, word)
+    with pytest.raises(SystemExit, match=f"^error: {name}={re.escape(word)} in the environment is no number"):
+        run_script(main)
+
+
+def test_processes_that_do_not_find_each_other_are_one_line(monkeypatch):
+    def refused(*choices, **more):
+        raise dist.DistNetworkError("The client socket has failed to connect to node7:29500\n more lines")
+
+    for name, value in (TWO | {"MASTER_ADDR": "node7", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "init_process_group", refused)
+    with pytest.raises(SystemExit, match=r"error .*: the 2 processes do not find each other at node7:29500 \(The"):
+        run_script(lambda: choose_device("cpu", several_processes=True))

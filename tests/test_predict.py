@@ -607,10 +607,10 @@ def test_an_input_that_is_none_is_named(source, told, in_tmp, random_weights):
 @pytest.mark.parametrize(
     "more, told",
     [
-        (["--threshold", "nan"], "--threshold nan"),
+        (["--threshold", "nan"], "--threshold: nan"),
         (["--threshold", "1", "--calibration", "x"], "not allowed with"),
         (["--heat_range", "2", "1"], "LOW must be below HIGH"),
-        (["--max_side", "8"], "--max_side 8"),
+        (["--max_side", "8"], "--max_side: 8"),
         (["--tile", "64"], "--tile_overlap 128"),
     ],
 )

@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import json
 import math
 import re
@@ -8,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny import (
-    CPU,
-)
+from parsers import recipe_type_of
+from tiny import CPU
 
 from engine.recipe import RECIPES, read_recipe
 from engine.run import argument_parser, run_script, start_run
@@ -22,12 +20,6 @@ BLOCKS = list(yaml.safe_load(RECIPES.read_text()))
 
 
 # Recipes
-
-
-def recipe_type_of(script):
-    """The dataclass that a training script reads its block into"""
-    name = re.search(r"start_run\(parser, (\w+),", (PROJECT / f"{script}.py").read_text())[1]
-    return getattr(importlib.import_module(script), name)
 
 
 def yaml_file(tmp_path, text):
@@ -155,7 +147,6 @@ def started(*argv, recipe_type=LadderRecipe, script="ldn_streethazards_finetune"
         (["--device", "toaster"], "--device toaster cannot be used here"),
         (["--sync_batchnorm", "true", "--device", "cpu"], "sync_batchnorm true needs GPUs, and this run is on cpu"),
         (["--exp_name", "a/b"], "'a/b' must be a plain folder name"),
-        (["--exp_name", ""], "'' must be a plain folder name"),
         (["--exp_name", "."], r"'\.' must be a plain folder name"),
         (["--exp_name", "..", "--resume"], r"'\.\.' must be a plain folder name"),
     ],
@@ -179,7 +170,7 @@ def test_flags_and_set_override_alike_and_are_told_apart_as_changed(in_tmp, caps
     assert [record for record in printed if record] == [flags[2].record, sets[2].record]
 
 
-@pytest.mark.parametrize("word", ["null", "none", "None", ""])
+@pytest.mark.parametrize("word", ["null", "none", "None"])
 def test_a_likelihood_margin_can_be_taken_away(in_tmp, word):
     assert started("--likelihood_margin", word)[1].likelihood_margin is None
     assert started("--set", f"likelihood_margin={word}")[1].likelihood_margin is None

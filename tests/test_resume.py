@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import time
@@ -12,6 +13,7 @@ from tiny import STEPS, assert_same_weights, log_of, read_weights, steps_of, tin
 from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
+from errors import message_of
 
 # Killed and resumed. The processes are forked from a server that has torch loaded, and killed for real.
 
@@ -265,6 +267,18 @@ def test_a_disk_that_fills_while_a_file_is_written_leaves_the_older_one(tmp_path
     assert os.listdir(tmp_path) == ["weights.pth"]
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>", pickle.dumps({"progress": 1}, 2)])
+def test_a_checkpoint_that_cannot_be_read_is_one_line_without_torchs_advice(content, tmp_path):
+    folder = tmp_path / "run"
+    train(folder, epochs=1)
+    (folder / "last.pt").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"run/last\.pt cannot be read as a checkpoint: it is damaged or none"
+    ) as refused:
+        train(folder, epochs=1, resume=True)
+    assert "weights_only" not in message_of(refused.value)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "run").write_text("a file where a folder should be")
     with pytest.raises(OSError, match=r"could not write .*run/last\.pt \(.*\); nothing was written"):
@@ -276,7 +290,5 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(checkpoint, "open", read_only, raising=False)
-    with pytest.raises(
-        PermissionError, match=r"could not write .*final\.pth \(Permission denied\); nothing was written"
-    ):
+    with pytest.raises(OSError, match=r"could not write .*final\.pth \(Permission denied\); nothing was written"):
         checkpoint.save({}, tmp_path / "final.pth")

@@ -1,5 +1,6 @@
 """Each script for real, on a world drawn for the occasion."""
 
+import contextlib
 import json
 import math
 import os
@@ -215,6 +216,22 @@ def test_a_missing_folder_is_named_and_leaves_no_run(split, own_world, random_we
         else:
             evaluate_ood.main(ood_flags(own_world, random_weights["hybrid"]))
     assert not Path("logs").exists() and not Path("out").exists()
+
+
+def test_the_file_of_imagenet_is_downloaded_by_process_0_alone(street_hazards, in_tmp, monkeypatch):
+    events = []
+
+    @contextlib.contextmanager
+    def first():
+        events.append("process 0 first")
+        yield
+        events.append("then the others")
+
+    monkeypatch.setattr(ldn_streethazards, "main_process_first", first)
+    monkeypatch.setattr(ldn_streethazards, "load_imagenet_densenet121", lambda *where: events.append("file"))
+    monkeypatch.setattr(ldn_streethazards, "fit", lambda *training, **best: None)
+    ldn_streethazards.main(closed_set_flags(street_hazards, "--init", "imagenet"))
+    assert events == ["process 0 first", "file", "then the others"]
 
 
 def test_a_missing_folder_of_negatives_is_named_and_leaves_no_run(street_hazards, random_weights, in_tmp):

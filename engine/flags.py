@@ -1,0 +1,137 @@
+"""Command lines: a parser that says in one line what is wrong, and the types of flags with their bounds."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+
+LARGEST = 2**31 - 1  # of whole numbers, where nothing bounds them sooner
+LARGEST_SEED = 2**63 - 1  # of torch's generators
+FILES_OF_A_WORKER = 16  # that the main process keeps open for one: 7 in a training, 7 in its validation
+SMALLEST_TILE = 32  # pixels a side: networks halve their input five times
+FEWEST_WORKERS = 16  # that may always be asked for, however few the cores: reading also waits for the disk
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows the description as it is written, takes no shortened flags and no empty values, and ends in one line."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        words = sys.argv[1:] if args is None else args
+        for before, word in pairwise(["", *words]):
+            if word == "" or (word.startswith("--") and word.endswith("=")):  # Path("") would be the working directory
+                self.error(f"{(word or before).rstrip('=')}: its value is empty; is a variable not set?")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message.removeprefix('argument ')} (--help lists the flags)\n")
+
+
+def whole_number(least: int, most: int = LARGEST) -> Callable[[str], int]:
+    """A flag's type: a whole number, at least and at most so much."""
+
+    def number(word: str) -> int:
+        try:
+            value = int(word)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number") from None
+        if not least <= value <= most:
+            bounds = f"at least {least}" if value < least and most == LARGEST else f"in {least}..{most}"
+            raise argparse.ArgumentTypeError(f"{value} must be {bounds}")
+        return value
+
+    return number
+
+
+def finite_number(word: str) -> float:
+    """A flag's type: any number but NaN and infinity."""
+    try:
+        value = float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{word} is not a finite number")
+    return value
+
+
+def share(word: str) -> float:
+    """A flag's type: a number over 0 and at most 1."""
+    try:
+        value = float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+    if not 0 < value <= 1:  # NaN is not
+        raise argparse.ArgumentTypeError(f"{value:g} must be over 0 and at most 1")
+    return value
+
+
+def number_of_workers(word: str) -> int:
+    """A flag's type: as many processes as this machine can hold, 0 for none."""
+    value, most = whole_number(0)(word), max(FEWEST_WORKERS, 4 * available_cores())
+    if value > most:
+        raise argparse.ArgumentTypeError(
+            f"{value} processes are too many for {available_cores()} cores; give at most {most}"
+        )
+    files = open_files()
+    if files is not None and value * FILES_OF_A_WORKER > files:
+        raise argparse.ArgumentTypeError(
+            f"{value} processes may need more than the {files} files that may be open at once; give at most "
+            f"{files // FILES_OF_A_WORKER}, or allow more files with ulimit -n"
+        )
+    return value
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_files() -> int | None:
+    """How many files this process may have open; None where nothing says so."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if most == resource.RLIM_INFINITY else most
+
+
+# Flags of several scripts
+
+
+def add_tile_flags(parser: Parser) -> None:
+    """See check_tile, too."""
+    side = whole_number(SMALLEST_TILE)
+    parser.add_argument("--tile", type=side, help="run the network on square tiles of this side where memory is short")
+    parser.add_argument(
+        "--tile_overlap", type=whole_number(0), default=128, help="pixels that tiles share (default 128)"
+    )
+
+
+def check_tile(parser: Parser, args: argparse.Namespace) -> None:
+    """Tiles must go on by some pixels."""
+    if args.tile is not None and args.tile_overlap >= args.tile:
+        parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
+
+
+def add_pictures_flag(parser: Parser) -> None:
+    parser.add_argument(
+        "--pictures",
+        type=whole_number(0),
+        default=6,
+        help="frames in pictures, half of them the best; 0: no picture, no page (default 6)",
+    )
+
+
+def add_heads_flag(parser: Parser) -> None:
+    parser.add_argument(
+        "--heads",
+        type=whole_number(1),
+        default=16,
+        help="of Segmenter's encoder, which its weights do not tell (default 16, as released)",
+    )
