@@ -10,6 +10,8 @@ from tiny import train
 from data.drawn_world import draw_negatives, draw_street_hazards
 from models import ladder_densenet121
 
+pytest.register_assert_rewrite("tests.support.script_runs")
+
 WIDTH, HEIGHT = 64, 48
 
 

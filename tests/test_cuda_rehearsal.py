@@ -131,9 +131,10 @@ def test_a_training_that_was_stopped_goes_on(world, cuda, in_tmp):
 @pytest.mark.parametrize("script", EVALUATIONS)
 def test_an_evaluation_has_the_figures_of_the_cpu(script, world, in_tmp):
     expected = figures_of(world.run(script, "--device", "cpu"))
-    with rehearsed_cuda():
+    with rehearsed_cuda() as machine:
         found = figures_of(world.run(script, "--device", "cuda"))
     assert_close(found, expected, ROUNDING)
+    assert machine.replays > 0
 
 
 @pytest.mark.parametrize("precision", ["float32", *HALF])

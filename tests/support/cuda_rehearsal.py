@@ -1,13 +1,13 @@
 """A GPU that is rehearsed on a CPU: code for CUDA runs to its end, and trips over what a real one would trip over.
 
-Inside rehearsed_cuda() tensors on "cuda" are CudaTensors: torch takes them for tensors of a GPU (device, autograd,
-autocast and all checks are torch's own), and what is computed with them is computed on the CPU. What a GPU refuses is
-refused: tensors of two devices in one operation, numpy() of a GPU's tensor, a generator of another device, waiting
-while a CUDA graph is recorded. What makes the host wait is counted. A copy to the CPU that is not waited for has not
-arrived: it is garbage until its stream or event is.
+Inside rehearsed_cuda() tensors on "cuda" are CudaTensors, and what is computed with them is computed on the CPU. The
+Python of torch.cuda with its checks, autograd and CUDA's autocast are torch's own. What a GPU refuses is refused:
+tensors of two devices in one operation, numpy() of a GPU's tensor, a generator of another device, waiting while a CUDA
+graph is recorded. What makes the host wait is counted. A copy to the CPU that is not waited for has not arrived: it is
+garbage until its stream or event is waited for.
 
-Not rehearsed: the arithmetic of a GPU (results are the CPU's), its speed and memory, and work of several streams that
-is not put in order.
+Not rehearsed: the arithmetic of a GPU (results are the CPU's), its speed and memory, kernels of Triton, torch.compile,
+several processes, and whether streams wait for each other before they share a tensor.
 """
 
 import contextlib
@@ -633,8 +633,10 @@ def garbage(values: Tensor) -> Tensor:
 
 
 def caller() -> str:
+    """The line that called torch"""
+    inside = (__file__, str(Path(torch.__file__).parent))
     frame = sys._getframe(1)
-    while frame.f_back and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
+    while frame.f_back and frame.f_code.co_filename.startswith(inside):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -646,7 +648,8 @@ MACHINE: Machine | None = None
 def device_guards() -> Iterator[None]:
     """torch's guards of devices, in C++: for the two types that have none here, those that do nothing."""
     cuda, xla, meta = 1, 9, 14  # places in the registry, c10::DeviceType
-    c10 = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    (library,) = Path(torch.__file__).parent.glob("lib/libc10.*")
+    c10 = ctypes.CDLL(str(library))
     guards = (ctypes.c_void_p * 15).in_dll(c10, "_ZN3c104impl26device_guard_impl_registryE")
     before = guards[cuda], guards[xla]
     torch._C._ensureCUDADeviceGuardSet()
