@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from engine import anomaly_figures, closed_set_figures, run_script
+from engine import Run, anomaly_figures, closed_set_figures, run_script
 from engine.processes import rank
 from labels import IGNORE, OUTLIER
 from models.segmenter import Segmenter
@@ -54,10 +54,10 @@ def score(class_logits, dataset_logits):
 def figures():
     """Of the validation: mIoU, AP and FPR95"""
     inputs = Colours(), Drawn()
-    device = torch.device("cpu")
+    run = Run(Path(), torch.device("cpu"), {})
     return [
-        closed_set_figures(*inputs, 3, device),
-        anomaly_figures(*inputs, score, device),
+        closed_set_figures(*inputs, 3, run),
+        anomaly_figures(*inputs, score, run),
     ]
 
 

@@ -412,7 +412,7 @@ def test_the_numbers_of_the_recipe_are_the_releases(kind):
     recipe_type, released = RELEASED[kind]
     recipe, sources = read_recipe(SCRIPTS[kind].__name__, getattr(SCRIPTS[kind], recipe_type), {})
     assert {key: getattr(recipe, key) for key in released} == released
-    assert released.keys() | {"precision"} == sources["release"].keys()
+    assert released.keys() == sources["release"].keys()
     assert (recipe.lr_min, recipe.statistics_batches) == (0, 0)
     if kind != "closed":
         assert (recipe.adam_eps, recipe.likelihood_margin) == (1e-8, None)  # Adam's own

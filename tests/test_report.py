@@ -24,6 +24,7 @@ from engine.curves import distribution_of, draw_histogram, draw_precision_recall
 from engine.evaluate import Frame, shown
 from engine.page import html_table
 from engine.pictures import GAP, HEADER, LEGEND_LINE, save_grid
+from engine.precision import FLOAT32
 from engine.report import PUBLISHED, FrameRanking, evaluation_record, published_tables
 from labels import IGNORE, OUTLIER
 from metrics import AnomalyMetrics
@@ -320,7 +321,7 @@ def test_published_figures_stand_beside_ours_and_unconfirmed_ones_are_marked():
 def test_hash_revision_and_recipe_of_the_weights_are_recorded(tmp_path):
     weights = tmp_path / "final.pth"
     weights.write_bytes(bytes(range(256)) * 5000)
-    record = evaluation_record("somewhere/evaluate_ood.py", ["--dataroot", "a b"], "a b", 7, str(weights), CPU)
+    record = evaluation_record("somewhere/evaluate_ood.py", ["--dataroot", "a b"], "a b", 7, str(weights), CPU, FLOAT32)
     assert record["weights_sha256"] == hashlib.sha256(bytes(range(256)) * 5000).hexdigest()
     assert record["command"] == "python evaluate_ood.py --dataroot 'a b'"
     assert (record["dataroot"], record["images"], record["recipe"]) == ("a b", 7, None)
@@ -330,12 +331,12 @@ def test_hash_revision_and_recipe_of_the_weights_are_recorded(tmp_path):
     assert (record["revision"] or "").removesuffix("+changes") == revision
     assert record["versions"]["torch"] == torch.__version__ and record["device"].startswith("cpu")
     (tmp_path / "recipe.yaml").write_text("script: ldn\nrecipe: {release: {scale: [0.5, 2.0]}}\nwhen: 2024-05-06\n")
-    record = evaluation_record("evaluate_ood.py", [], ".", 7, str(weights), CPU)
+    record = evaluation_record("evaluate_ood.py", [], ".", 7, str(weights), CPU, FLOAT32)
     assert record["recipe"]["recipe"] == {"release": {"scale": [0.5, 2.0]}}
     assert json.loads(json.dumps(record)) == record
     (tmp_path / "recipe.yaml").write_text("a: [1,\n")
     with pytest.raises(ValueError, match=r"recipe\.yaml beside the weights cannot be read as YAML"):
-        evaluation_record("evaluate_ood.py", [], ".", 7, str(weights), CPU)
+        evaluation_record("evaluate_ood.py", [], ".", 7, str(weights), CPU, FLOAT32)
 
 
 # The page
