@@ -17,6 +17,7 @@ import yaml
 from engine.checkpoint import require_writable
 from engine.flags import LARGEST_SEED, Parser, available_cores, number_of_workers, whole_number
 from engine.loader import dead_worker_explained
+from engine.lock import FolderLock
 from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
 from engine.processes import (
     check_launcher,
@@ -225,18 +226,37 @@ def flat_recipe(record: dict) -> dict:
 
 
 def check_folder(run: Run) -> None:
-    """Refuse an existing run without --resume, and --resume with another recipe."""
+    """Refuse an existing run without --resume, and --resume with another recipe or of a run that still runs."""
     recipe_file = run.folder / "recipe.yaml"
     if not run.resume:
         if run.folder.exists():
             raise FileInTheWay(f"{run.folder} exists; add --resume to go on with it, or choose another --exp_name")
         return
+    if run.folder.is_dir():
+        FolderLock(run.folder, run.record["command"]).release()
     if not recipe_file.exists():
-        print(f"nothing to resume in {run.folder}: starting from the beginning")
+        if not any(run.folder.glob("last.pt*")):
+            print(f"nothing to resume in {run.folder}: starting from the beginning")
         return
-    before = flat_recipe(yaml.safe_load(recipe_file.read_text(encoding="utf-8")))
+    try:
+        before = flat_recipe(yaml.safe_load(recipe_file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise WrongInput(
+            f"{recipe_file} is damaged; take it away: last.pt, where there is one, holds the same numbers"
+        ) from error
     before |= {"flow_state": None}  # not opened yet; see restore
     check_same_recipe(before, flat_recipe(run.record), run.folder)
+
+
+def open_folder(run: Run) -> FolderLock:
+    """Make the run's folder, and hold its lock. Raises FileExistsError where another process made it or holds it."""
+    try:
+        run.folder.mkdir(parents=True, exist_ok=run.resume)
+    except FileExistsError as error:
+        raise FileInTheWay(
+            f"{run.folder} was made by another process since this one started; choose another --exp_name"
+        ) from error
+    return FolderLock(run.folder, run.record["command"])
 
 
 def check_same_recipe(before: dict, now: dict, folder: Path) -> None:

@@ -27,7 +27,7 @@ from engine.precision import Precision
 from engine.processes import average_buffers, from_process_0, progress_bar, rank, same_buffers, world_size
 from engine.readings import Readings
 from engine.recipe import Recipe
-from engine.run import Run, check_same_recipe, flat_recipe, peak_memory
+from engine.run import Run, check_same_recipe, flat_recipe, open_folder, peak_memory
 from engine.step import Step, Update, smallest_part
 from engine.windows import check_sides
 from errors import MissingFile, NotFinite, OutOfMemory, UnusableFile, WrongInput
@@ -67,8 +67,9 @@ def fit(
     Of several processes (torchrun) each takes its share of every batch and of the validation; process 0 writes. What
     the steps draw is a function of the seed, the epoch and the process. A run may go on with another number of them.
 
-    Raises ValueError for fewer samples than a batch and crops smaller than the network takes, FloatingPointError for a
-    loss that is not finite, MemoryError where a GPU's memory does not suffice.
+    Raises ValueError for fewer samples than a batch and crops smaller than the network takes, FileExistsError where
+    another process trains in run.folder, FloatingPointError for a loss that is not finite, MemoryError where a GPU's
+    memory does not suffice.
     """
     if len(dataset) < recipe.batch_size:
         raise WrongInput(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
@@ -105,10 +106,10 @@ def fit(
         for name, step in steps.items()
     }
     state |= {f"{name}_scaler": update.scaler for name, update in updates.items() if update.scaler.is_enabled()}
+    lock = None if rank() else open_folder(run)
     if from_process_0(run.resume and any((run.folder / name).exists() for name in ("last.pt", OLDER))):
         progress = restore(state, run, len(dataset))
     elif not rank():
-        run.folder.mkdir(parents=True, exist_ok=run.resume)
         checkpoint.write_whole(yaml.safe_dump(run.record, sort_keys=False).encode(), run.folder / "recipe.yaml")
     log = RunLog(run, progress["step"])
 
@@ -169,6 +170,8 @@ def fit(
         raise SystemExit(130) from None
     finally:
         log.close()
+        if lock is not None:
+            lock.release()
     if progress["best"] > -math.inf:
         told = f"best.pth with {best} {abs(progress['best']):.4f}"
     else:

@@ -1,7 +1,10 @@
 import errno
+import fcntl
+import json
 import multiprocessing
 import os
 import pickle
+import platform
 import random
 import shutil
 import signal
@@ -17,6 +20,7 @@ from tiny import STEPS, assert_same_weights, log_of, read_weights, steps_of, tin
 from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
+from engine.lock import FolderLock
 from errors import message_of
 
 # Killed and resumed. The processes are forked from a server that has torch loaded, and killed for real.
@@ -330,7 +334,7 @@ def test_no_flipped_bit_of_a_checkpoint_reaches_the_run(tmp_path, stopped):
     path = tmp_path / "last.pt"
     whole = (stopped / "last.pt").read_bytes()
     archive = zipfile.ZipFile(stopped / "last.pt")
-    storages = [entry for entry in archive.infolist() if "/data/" in entry.filename and entry.file_size]
+    storages = [entry for entry in archive.infolist() if entry.filename.split("/")[1] == "data" and entry.file_size]
     assert len(storages) > 20
     generator = random.Random(0)
     for entry in storages:
@@ -432,3 +436,70 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "open", read_only, raising=False)
     with pytest.raises(OSError, match=r"could not write .*final\.pth \(Permission denied\); nothing was written"):
         checkpoint.save({}, tmp_path / "final.pth")
+
+
+# Two at once
+
+
+def test_a_run_that_still_runs_is_refused_and_its_owner_named(tmp_path, begin, uninterrupted):
+    folder = tmp_path / "run"
+    process = begin(folder, workers=2, resume=False, deadly=("slow",))
+    wait_for_lines(folder, STEPS + 1, process)
+    with pytest.raises(
+        FileExistsError, match=rf"in use by process {process.pid} on {platform.node()}, since .*tiny\.py"
+    ):
+        train(folder, resume=True)
+    assert ended(process) == 0
+    assert_ended_as_if_never_stopped(folder, uninterrupted)
+    assert (folder / "lock").read_text() == ""
+    train(folder, resume=True)
+
+
+def test_the_lock_of_a_killed_run_is_free_though_its_loader_processes_live(tmp_path, begin, uninterrupted):
+    folder = tmp_path / "run"
+    process = begin(folder, workers=2, resume=False, deadly=("slow",))
+    wait_for_lines(folder, STEPS + 1, process)
+    process.kill()
+    ended(process)
+    assert str(process.pid) in (folder / "lock").read_text()
+    train(folder, resume=True)
+    assert_ended_as_if_never_stopped(folder, uninterrupted)
+
+
+def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileExistsError, match="was made by another process since this one started"):
+        train(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("owner", "free"),
+    [
+        ({"host": "elsewhere", "process": 1}, False),
+        ({"host": platform.node(), "process": os.getppid()}, False),
+        ({"host": platform.node(), "process": 2**22 + 1}, True),  # over the greatest number of a process
+        ({"host": platform.node(), "process": "none"}, True),
+        ("damaged", True),
+        ("", True),
+    ],
+)
+def test_without_locks_of_the_system_the_owner_that_is_written_down_decides(tmp_path, monkeypatch, owner, free):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    text = owner if isinstance(owner, str) else json.dumps(owner | {"since": "today", "command": "python tiny.py"})
+    (tmp_path / "lock").write_text(text)
+    if free:
+        FolderLock(tmp_path, "python tiny.py").release()
+        assert (tmp_path / "lock").read_text() == ""
+    else:
+        with pytest.raises(FileExistsError, match=r"or remove .*/lock if that process has ended"):
+            FolderLock(tmp_path, "python tiny.py")
+        assert (tmp_path / "lock").read_text() == text
+
+
+def test_two_writers_of_one_file_are_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: (tmp_path / "table.md.part").unlink())
+    with pytest.raises(OSError, match="Another process writes or removes the same file"):
+        checkpoint.write_whole(b"cells", tmp_path / "table.md")
