@@ -53,6 +53,10 @@ class MaskedPatches(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def names(self) -> list[str]:
+        return self.dataset.names
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         image, ids, name = self.dataset[index]
         factor = torch.empty(()).uniform_(*self.scale).item() * self.resize / min(image.shape[1:])
@@ -201,6 +205,11 @@ class WithNegatives(Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the images, and of the pictures that the negatives are cut from."""
+        return [*self.dataset.names, *self.negatives.names]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, str]:
         image, labels, placed, name = self.drawn(index)

@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 import torchvision
 import yaml
+from torch.utils.data import Dataset
 
-from engine.checkpoint import require_writable
+from engine.checkpoint import require_writable, write_whole
 from engine.flags import LARGEST_SEED, Parser, available_cores, number_of_workers, whole_number
+from engine.inputs import FILES, differences, files_of, inputs_of
 from engine.loader import dead_worker_explained
 from engine.lock import FolderLock
 from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
@@ -33,6 +35,7 @@ from engine.processes import (
 from engine.recipe import PROJECT, read_recipe, type_name
 from errors import FileInTheWay, WrongInput, message_of
 
+FIXED = ("num_classes", "dataset")  # flags of add_fixed_flags, which say what is so anyway
 NOT_COMPARED = (
     "accumulation",
     "checkpointing",
@@ -51,6 +54,7 @@ class Run:
     seed: int = 0
     workers: int = 0
     resume: bool = False
+    other_inputs: bool = False  # a resumed run may read other files than before
     compile: bool = False
     graphs: bool = True  # on a GPU
     validate_every: int = 1  # epochs
@@ -61,6 +65,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = script_parser(description)
     parser.add_argument("--exp_name", required=True, help="the run's folder is logs/EXP_NAME")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
+    parser.add_argument(
+        "--other_inputs",
+        action="store_true",
+        help="with --resume: go on though weights, data or negatives are others than before; recipe.yaml says so",
+    )
     parser.add_argument(
         "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of the weights, crops and negatives (default 0)"
     )
@@ -163,6 +172,7 @@ def start_run(
             f"--{key}", nargs=many, metavar=key.upper(), help=f"{type_name(kind)} (default {getattr(defaults, key)})"
         )
     args = parser.parse_args(argv)
+    not_inputs = {*vars(argument_parser("").parse_args(["--exp_name", "any"])), *types_by_key, *FIXED}
 
     changed = {key: getattr(args, key) for key in types_by_key if getattr(args, key) is not None}
     for setting in args.set:
@@ -189,6 +199,7 @@ def start_run(
         "seed": args.seed,
         "processes": world_size(),
         "recipe": sources,
+        "inputs": inputs_of({flag: value for flag, value in vars(args).items() if flag not in not_inputs}),
     }
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
@@ -201,6 +212,7 @@ def start_run(
         seed=args.seed,
         workers=args.workers,
         resume=args.resume,
+        other_inputs=args.other_inputs,
         compile=args.compile,
         graphs=not args.no_graphs,
         validate_every=args.validate_every,
@@ -219,10 +231,10 @@ def start_run(
 
 
 def flat_recipe(record: dict) -> dict:
-    """What a resumed run must agree on: {"script", "seed", "flow_state", and every recipe number but NOT_COMPARED}."""
+    """What a resumed run must agree on: {"script", "seed", and every recipe number but NOT_COMPARED}."""
     numbers = {key: value for source in record["recipe"].values() for key, value in source.items()}
     what = {key: value for key, value in numbers.items() if key not in NOT_COMPARED}
-    return {"script": record["script"], "seed": record["seed"], "flow_state": record.get("flow_state"), **what}
+    return {"script": record["script"], "seed": record["seed"], **what}
 
 
 def check_folder(run: Run) -> None:
@@ -238,14 +250,23 @@ def check_folder(run: Run) -> None:
         if not any(run.folder.glob("last.pt*")):
             print(f"nothing to resume in {run.folder}: starting from the beginning")
         return
+    before = read_record(run.folder)
+    check_same_recipe(flat_recipe(before), run)
+    check_same_inputs({flag: value for flag, value in before.get("inputs", {}).items() if flag != FILES}, run)
+
+
+def read_record(folder: Path) -> dict:
+    """What recipe.yaml says of a run."""
+    path = folder / "recipe.yaml"
     try:
-        before = flat_recipe(yaml.safe_load(recipe_file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        flat_recipe(record)
+        dict(record.get("inputs", {}))
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise WrongInput(
-            f"{recipe_file} is damaged; take it away: last.pt, where there is one, holds the same numbers"
+            f"{path} is damaged; take it away: last.pt, where there is one, holds the same numbers"
         ) from error
-    before |= {"flow_state": None}  # not opened yet; see restore
-    check_same_recipe(before, flat_recipe(run.record), run.folder)
+    return record
 
 
 def open_folder(run: Run) -> FolderLock:
@@ -259,17 +280,60 @@ def open_folder(run: Run) -> FolderLock:
     return FolderLock(run.folder, run.record["command"])
 
 
-def check_same_recipe(before: dict, now: dict, folder: Path) -> None:
-    differences = [
+def check_same_recipe(before: dict, run: Run) -> None:
+    now = flat_recipe(run.record)
+    changes = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
-    if differences:
+    if changes:
         raise WrongInput(
-            f"{folder} was started with another recipe: {'; '.join(differences)}; "
-            "resume with the same command, or choose another --exp_name"
+            f"{run.folder} was started with another recipe: {'; '.join(changes)}; resume with the same command, or "
+            f"choose another --exp_name{further(run)}"
         )
+
+
+def check_same_inputs(before: dict, run: Run) -> None:
+    changes = differences(before, run.record["inputs"]) if before else []  # older records have none
+    if changes and not run.other_inputs:
+        raise WrongInput(
+            f"{run.folder} was started with other inputs: {'; '.join(changes)}; resume with the same, add "
+            f"--other_inputs to go on with these, or choose another --exp_name{further(run)}"
+        )
+
+
+def further(run: Run) -> str:
+    """How a new run goes on from the weights of this one, where the script has a flag for them."""
+    weights = next((name for name in ("final.pth", "best.pth") if (run.folder / name).exists()), None)
+    flags = [flag for flag in ("model", "init", "flow_state") if flag in run.record.get("inputs", {})]
+    if not weights or not flags:
+        return ""
+    words = [f"--{flags[0]}", str(run.folder / weights)]
+    if "flow_state" in flags[1:] and (run.folder / "final_flow.pth").exists():
+        words += ["--flow_state", str(run.folder / "final_flow.pth")]
+    return f" for a run that begins with the weights of this one: {shlex.join(words)}"
+
+
+def compare_files(run: Run, dataset: Dataset, epochs: int) -> None:
+    """Refuse other training files than before; where other inputs are accepted, write them into recipe.yaml.
+
+    epochs  that the run has behind it
+    """
+    run.record.setdefault("inputs", {})[FILES] = files_of(dataset)
+    if not (run.folder / "recipe.yaml").exists():
+        return
+    record = read_record(run.folder)
+    before = record.get("inputs", {})
+    check_same_inputs(before, run)
+    if before and differences(before, run.record["inputs"]):
+        changes = [*record.get("inputs_before", []), {"until_epoch": epochs, **before}]
+        record |= {"inputs": run.record["inputs"], "inputs_before": changes}
+        write_record(run.folder, record)
+
+
+def write_record(folder: Path, record: dict) -> None:
+    write_whole(yaml.safe_dump(record, sort_keys=False).encode(), folder / "recipe.yaml")
 
 
 def choose_device(name: str | None, several_processes: bool = False) -> torch.device:

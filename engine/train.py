@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
@@ -27,7 +26,7 @@ from engine.precision import Precision
 from engine.processes import average_buffers, from_process_0, progress_bar, rank, same_buffers, world_size
 from engine.readings import Readings
 from engine.recipe import Recipe
-from engine.run import Run, check_same_recipe, flat_recipe, open_folder, peak_memory
+from engine.run import Run, check_same_recipe, compare_files, flat_recipe, open_folder, peak_memory, write_record
 from engine.step import Step, Update, smallest_part
 from engine.windows import check_sides
 from errors import MissingFile, NotFinite, OutOfMemory, UnusableFile, WrongInput
@@ -109,8 +108,11 @@ def fit(
     lock = None if rank() else open_folder(run)
     if from_process_0(run.resume and any((run.folder / name).exists() for name in ("last.pt", OLDER))):
         progress = restore(state, run, len(dataset))
+        if not rank():
+            compare_files(run, dataset, progress["epoch"])
     elif not rank():
-        checkpoint.write_whole(yaml.safe_dump(run.record, sort_keys=False).encode(), run.folder / "recipe.yaml")
+        compare_files(run, dataset, 0)
+        write_record(run.folder, run.record)
     log = RunLog(run, progress["step"])
 
     try:
@@ -355,7 +357,9 @@ def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
     }
     problem = content_problem(parts, saved)
     if problem is None:
-        check_same_recipe(saved["recipe"], flat_recipe(run.record), run.folder)
+        check_same_recipe(
+            {key: value for key, value in saved["recipe"].items() if key != "flow_state"}, run
+        )  # of older
         problem = checkpoint.parts_problem(parts, saved, saved.get("tensors", {}))
     if problem:
         raise WrongInput(f"{path} does not fit this run: {problem}. {way_out(run.folder)}")

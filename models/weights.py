@@ -155,7 +155,7 @@ def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) 
     """Fill `model.backbone` with torchvision's ImageNet DenseNet-121, from a local file or torchvision's cache.
 
     Both spellings are read: torchvision's own (norm1) and that of the published file (norm.1). The last norm and
-    the classifier are left out: the network has neither.
+    the classifier are left out: the network has neither. Instead, weights of the whole network fill all of it.
     """
     if path is None:
         path = Path(torch.hub.get_dir(), "checkpoints", DENSENET121_URL.rsplit("/", 1)[1])
@@ -167,9 +167,13 @@ def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) 
                     f"ImageNet weights of DenseNet-121 could not be downloaded ({error}); get {DENSENET121_URL} "
                     f"and put it at {path}, or give its place with --init FILE"
                 ) from error
+    weights = read_state_dict(path)
+    if any(key.startswith("backbone.") for key in weights):
+        fit_state_dict(model, weights, path)
+        return model
     # The published file is older than BatchNorm's counters.
     features = {key: value for key, value in model.backbone.state_dict().items() if key.endswith("batches_tracked")}
-    for key, value in read_state_dict(path).items():
+    for key, value in weights.items():
         key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
         if not key.startswith(("classifier.", "features.norm5.")):
             features[key] = value
@@ -181,12 +185,15 @@ def load_imagenet_vit(model: nn.Module, path: str | Path, source: str = IMAGENET
     """Fill the encoder of a Segmenter with the ImageNet weights of a ViT-B/16 for 384x384, and return the model.
 
     path    a plain state_dict with timm's names. Its position embedding of 24x24 patches is resized bilinearly to the
-            encoder's grid, the class token's row is kept.
+            encoder's grid, the class token's row is kept. Instead, weights of a whole Segmenter fill all of it.
     source  where the file is to be had, for the errors
     raises  FileNotFoundError where there is no file, ValueError where it does not fit the encoder
     """
     encoder = model.model.encoder
     weights = read_state_dict(path, source)
+    if any(key.startswith("model.encoder.") for key in weights):
+        fit_state_dict(model, weights, path)
+        return model
     positions = weights.get("pos_embed")
     if positions is not None and positions.shape == (1, 1 + IMAGENET_VIT_GRID**2, encoder.width):
         weights = weights | {"pos_embed": resize_positions(positions, (encoder.grid, encoder.grid))}

@@ -1,6 +1,7 @@
 """Each script for real, on a world drawn for the occasion."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -167,6 +168,67 @@ def test_resuming_a_finished_training_changes_nothing(closed_run, street_hazards
     before, after = (torch.load(run / "final.pth", weights_only=True) for run in (closed_run, Path("logs/closed")))
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert log_of(closed_run) == log_of(Path("logs/closed"))
+
+
+def test_a_run_goes_on_with_the_weights_data_and_negatives_that_it_began_with(
+    closed_run, hybrid_run, street_hazards, ade20k, own_world, in_tmp
+):
+    run = Path(shutil.copytree(hybrid_run, "logs/hybrid"))
+    other_weights, renamed = shutil.copy(hybrid_run / "final.pth", "other.pth"), in_tmp / "renamed"
+    shutil.copytree(ade20k, renamed)
+    for folder in ("images", "annotations"):
+        first = min((renamed / folder / "training").iterdir())
+        first.rename(first.with_stem("renamed"))
+    one_more = Path(own_world, "train", "images", "training")
+    frame = min(one_more.rglob("*.png"))
+    for path in (frame, own_world / "train" / "annotations" / frame.relative_to(own_world / "train" / "images")):
+        path.rename(path.with_stem("renamed"))
+
+    def resume(world, negatives, weights, *flags):
+        ldn_streethazards_finetune.main(hybrid_flags(world, negatives, weights, "--resume", *flags))
+
+    given = street_hazards, ade20k, closed_run / "final.pth"
+    digest = hashlib.sha256(Path(other_weights).read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=rf"other inputs: model was .* and is 'other\.pth, SHA-256 {digest[:12]}'"):
+        resume(*given[:2], other_weights)
+    for others in ((street_hazards, renamed), (own_world, ade20k)):
+        with pytest.raises(
+            ValueError, match=r"other inputs: training_files was '14 files, SHA-256 .*' and is '14 files"
+        ):
+            resume(*others, given[2])
+    with pytest.raises(ValueError, match=r"other inputs: neg_dataroot was .* and is 'not given'; neg_images was"):
+        flags = hybrid_flags(*given, "--resume")
+        ldn_streethazards_finetune.main([word.replace("--neg_dataroot", "--neg_images") for word in flags])
+    before = yaml.safe_load((run / "recipe.yaml").read_text())
+
+    moved = shutil.copytree(ade20k, in_tmp / "moved"), shutil.copy(given[2], "moved.pth")
+    resume(street_hazards, *moved)  # the same files at other places
+    assert yaml.safe_load((run / "recipe.yaml").read_text()) == before
+    resume(street_hazards, renamed, other_weights, "--other_inputs")
+    after = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert after["inputs_before"] == [{"until_epoch": 1, **before["inputs"]}]
+    assert after["inputs"]["model"] == {"file": "other.pth", "sha256": digest}
+    resume(street_hazards, renamed, other_weights)  # which is now what it goes on with
+    with pytest.raises(ValueError, match="other inputs: model"):
+        resume(*given)
+
+
+def test_more_epochs_are_another_run_that_begins_with_the_weights_of_the_first(
+    closed_run, hybrid_run, street_hazards, ade20k, in_tmp
+):
+    shutil.copytree(hybrid_run, "logs/hybrid")
+    flags = hybrid_flags(street_hazards, ade20k, closed_run / "final.pth", "--resume", "--epochs", "2")
+    with pytest.raises(ValueError, match=r"epochs was 1 and is 2; .*: --model logs/hybrid/final\.pth"):
+        ldn_streethazards_finetune.main(flags)
+    shutil.copytree(closed_run, "logs/closed")
+    flags = closed_set_flags(street_hazards)
+    with pytest.raises(ValueError, match=r"epochs was 1 and is 2; .*: --init logs/closed/final\.pth"):
+        ldn_streethazards.main([*flags, "--resume", "--epochs", "2"])
+    flags[flags.index("closed")], flags[flags.index("none")] = "further", "logs/closed/final.pth"
+    ldn_streethazards.main([*flags, "--lr", "1e-12", "--lr_min", "0"])
+    before, after = (torch.load(Path("logs", name, "final.pth"), weights_only=True) for name in ("closed", "further"))
+    weights = [key for key in before if key.endswith(("weight", "bias"))]
+    assert max((before[key] - after[key]).abs().max() for key in weights) < 1e-6
 
 
 def test_the_optimizer_and_every_flag_of_the_original_reach_the_run(street_hazards, ade20k, random_weights, in_tmp):
