@@ -32,6 +32,7 @@ from models import (
     load_network,
     segmenter,
     segmenter_dataset_head,
+    segmenter_heads,
 )
 
 DATASETS = {  # data set -> how it is opened, its usual network
@@ -68,7 +69,8 @@ def main(argv=None):
     num_classes, network = dataset.num_classes, args.network or network
     if network == "segmenter":
         head = segmenter_dataset_head(args.params)
-        model = load_network(lambda: segmenter(num_classes, bool(head), args.heads, head or "decoder"), args.params)
+        heads = args.heads or segmenter_heads(args.params)
+        model = load_network(lambda: segmenter(num_classes, bool(head), heads, head or "decoder"), args.params)
         model = SlidingWindows(model, window=512, stride=320, at_a_time=8, enlarge=True)
     else:
         build = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}[network]

@@ -36,7 +36,7 @@ from engine.report import FrameRanking, evaluation_record, figures_are_written, 
 from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
-from models import ReleasedScoring, fast_inference, load_network, segmenter, segmenter_dataset_head
+from models import ReleasedScoring, fast_inference, load_network, segmenter, segmenter_dataset_head, segmenter_heads
 
 
 def main(argv=None):
@@ -74,7 +74,8 @@ def main(argv=None):
         raise WrongInput(
             f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
-    network = load_network(lambda: segmenter(COCO20.num_classes, bool(head), args.heads, head or "decoder"), args.model)
+    heads = args.heads or segmenter_heads(args.model)
+    network = load_network(lambda: segmenter(COCO20.num_classes, bool(head), heads, head or "decoder"), args.model)
     network = fast_inference(network.to(device), precision.dtype, precision.memory_format)
     model = SlidingWindows(network, args.window, args.window_stride, at_a_time=8, enlarge=True)
     if args.released_scoring:

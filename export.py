@@ -21,7 +21,15 @@ from engine.flags import Parser, add_heads_flag, whole_number
 from errors import FileInTheWay, MissingFile, WrongInput
 from labels import OUTLIER
 from losses import hybrid_score, max_logit_score
-from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
+from models import (
+    deeplabv3plus,
+    has_dataset_head,
+    ladder_densenet121,
+    load_weights,
+    segmenter,
+    segmenter_dataset_head,
+    segmenter_heads,
+)
 from models.weights import read_state_dict
 
 OPSET = 20
@@ -95,7 +103,7 @@ class Scored(nn.Module):
         return class_logits, dataset_logits, hybrid_score(class_logits, dataset_logits)
 
 
-def trained_network(name: str, path: str, num_classes: int | None, heads: int) -> nn.Module:
+def trained_network(name: str, path: str, num_classes: int | None, heads: int | None) -> nn.Module:
     """The network with the file's weights, with a dataset head where they have one."""
     if num_classes is None:
         weights = read_state_dict(path)
@@ -104,6 +112,7 @@ def trained_network(name: str, path: str, num_classes: int | None, heads: int) -
         num_classes = len(weights[CLASS_KEYS[name]])
     if name == "segmenter":
         head = segmenter_dataset_head(path)
+        heads = heads or segmenter_heads(path)
         return load_weights(segmenter(num_classes, head is not None, heads, head or "decoder"), path)
     build = {"ldn121": ladder_densenet121, "deeplabv3plus": deeplabv3plus}[name]
     return load_weights(build(num_classes, has_dataset_head(path)), path)

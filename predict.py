@@ -60,6 +60,7 @@ from models import (
     load_network,
     segmenter,
     segmenter_dataset_head,
+    segmenter_heads,
 )
 
 CLASSES = {"cityscapes": Cityscapes, "street-hazards": StreetHazards, "coco20": COCO20}
@@ -241,6 +242,7 @@ def open_model(args, device: torch.device, precision: Precision) -> tuple[nn.Mod
     num_classes = CLASSES[args.classes].num_classes
     if args.network == "segmenter":
         head = segmenter_dataset_head(args.params)
+        args.heads = args.heads or segmenter_heads(args.params)
         build = partial(segmenter, num_classes, bool(head), args.heads, head or "decoder")
     else:
         head = has_dataset_head(args.params)

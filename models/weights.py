@@ -30,6 +30,7 @@ IMAGENET_VIT = (
     "https://drive.google.com/file/d/1AlCpbDZhFiZ99teZKXu80OnskWagnvw4/view"
 )
 IMAGENET_VIT_GRID = 24  # 384 pixels in patches of 16
+RELEASED_HEADS = 16  # of the encoder of released Segmenters
 SEGMENTER_DATASET_HEADS = {"decoder": "model.decoder_th.", "linear": "model.logits_ood."}  # kind -> key prefix
 
 
@@ -108,6 +109,22 @@ def segmenter_dataset_head(path: str | Path) -> str | None:
         if any(key.startswith(prefix) for key in keys):
             return kind
     return None
+
+
+def segmenter_heads(path: str | Path) -> int:
+    """Attention heads of the encoder of a Segmenter's weight file; a file that does not say is a released one."""
+    return noted_numbers(read_state_dict(path)).get("model.encoder.heads", RELEASED_HEADS)
+
+
+def noted_numbers(state_dict: dict[str, Tensor]) -> dict[str, int]:
+    """{module.name: number}, what a network noted of itself beside its weights, such as heads that no shape tells."""
+    metadata = getattr(state_dict, "_metadata", {})
+    return {
+        f"{module}.{name}": number
+        for module, noted in metadata.items()
+        for name, number in noted.items()
+        if name != "version"
+    }
 
 
 def load_weights(model: nn.Module, path: str | Path, new: tuple[str, ...] = (), source: str = RELEASED) -> nn.Module:
@@ -198,7 +215,7 @@ def load_imagenet_vit(model: nn.Module, path: str | Path, source: str = IMAGENET
     if positions is not None and positions.shape == (1, 1 + IMAGENET_VIT_GRID**2, encoder.width):
         weights = weights | {"pos_embed": resize_positions(positions, (encoder.grid, encoder.grid))}
     try:
-        fit_state_dict(encoder, weights, path)
+        fit_state_dict(encoder, dict(weights), path)  # whose heads may be others: the release trains 16 from 12
     except ValueError as error:
         raise WrongInput(f"{error} ({source})") from None
     return model
@@ -221,6 +238,14 @@ def fit_state_dict(module: nn.Module, state_dict: dict[str, Tensor], path: str |
             f"{path} does not fit {type(module).__name__}: {told}. Is it another model's file, or has it "
             "another number of classes?"
         )
+    noted = noted_numbers(state_dict)
+    for key, number in noted_numbers(own).items():
+        if noted.get(key, number) != number:
+            name = key.rpartition(".")[2]
+            raise WrongInput(
+                f"{path} was trained with {noted[key]} {name}, and the network here has {number}: give "
+                f"--{name} {noted[key]}"
+            )
     module.load_state_dict(state_dict, strict=False)  # what strict would refuse was looked at above
 
 
