@@ -24,6 +24,7 @@ from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
 from engine.processes import (
     check_launcher,
     join_processes,
+    launch_command,
     launchers_number,
     leave_processes,
     lost_neighbour_explained,
@@ -184,12 +185,9 @@ def start_run(
 
     if args.exp_name in ("", "..") or Path(args.exp_name).name != args.exp_name:
         raise WrongInput(f"--exp_name {args.exp_name!r} must be a plain folder name")
-    words = sys.argv if argv is None else [Path(script).name, *argv]
-    launcher = ["python"] if world_size() == 1 else ["torchrun", "--nproc_per_node", str(world_size())]
-    command = shlex.join([*launcher, *words])
     record = {
         "script": name,
-        "command": command,
+        "command": launch_command(script, argv),
         "revision": git_revision(),
         "versions": {
             "python": platform.python_version(),
