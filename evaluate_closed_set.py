@@ -22,7 +22,7 @@ from engine.checkpoint import require_writable
 from engine.evaluate import predicted_classes
 from engine.flags import add_heads_flag
 from engine.processes import main_process_first, merged, rank
-from engine.report import evaluation_record, published_tables
+from engine.report import evaluation_record, published_tables, require_same_weights
 from metrics import ConfusionMatrix, classes_averaged
 from models import (
     deeplabv3plus,
@@ -62,6 +62,7 @@ def main(argv=None):
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
+    require_same_weights(args.folder, args.params)
 
     open_dataset, network = DATASETS[args.dataset]
     with main_process_first():

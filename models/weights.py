@@ -30,6 +30,11 @@ IMAGENET_VIT = (
     "https://drive.google.com/file/d/1AlCpbDZhFiZ99teZKXu80OnskWagnvw4/view"
 )
 IMAGENET_VIT_GRID = 24  # 384 pixels in patches of 16
+CLASS_KEYS = {  # a tensor in the weights whose first dimension is the number of classes
+    "ldn121": "logits.conv.weight",
+    "deeplabv3plus": "final.6.weight",
+    "segmenter": "model.decoder.mask_norm.weight",
+}
 RELEASED_HEADS = 16  # of the encoder of released Segmenters
 SEGMENTER_DATASET_HEADS = {"decoder": "model.decoder_th.", "linear": "model.logits_ood."}  # kind -> key prefix
 
@@ -109,6 +114,14 @@ def segmenter_dataset_head(path: str | Path) -> str | None:
         if any(key.startswith(prefix) for key in keys):
             return kind
     return None
+
+
+def number_of_classes(path: str | Path, network: str) -> int:
+    """K of a weight file of the network (see CLASS_KEYS). Raises ValueError where it is another network's."""
+    weights = read_state_dict(path)
+    if CLASS_KEYS[network] not in weights:
+        raise WrongInput(f"{path} does not fit {network}: it has no {CLASS_KEYS[network]}. Is it another --network's?")
+    return len(weights[CLASS_KEYS[network]])
 
 
 def segmenter_heads(path: str | Path) -> int:
@@ -238,6 +251,12 @@ def fit_state_dict(module: nn.Module, state_dict: dict[str, Tensor], path: str |
             f"{path} does not fit {type(module).__name__}: {told}. Is it another model's file, or has it "
             "another number of classes?"
         )
+    for key, value in state_dict.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise WrongInput(
+                f"{path} holds {int((~value.isfinite()).sum())} values of {key} that are NaN or infinite; take the "
+                "weights of a training that ended well, or fetch the file again"
+            )
     noted = noted_numbers(state_dict)
     for key, number in noted_numbers(own).items():
         if noted.get(key, number) != number:
