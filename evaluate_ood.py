@@ -56,7 +56,7 @@ from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, BoundedAnomalyMetrics, ComponentMetrics, mean_of_images
 from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
-from models.weights import number_of_classes
+from models.weights import CLASS_KEYS, number_of_classes
 
 FIGURES = ("AP", "AUROC", "FPR95")
 COMPONENT_FIGURES = ("sIoU", "PPV", "F1")
@@ -153,7 +153,7 @@ def main(argv=None):
 
     benchmark = BENCHMARKS[args.dataset]
     network = args.network or benchmark.network
-    num_classes = number_of_classes(args.params, network)
+    num_classes = number_of_classes(args.params, network) if network in CLASS_KEYS else benchmark.known.num_classes
     test_set = benchmark.open(args.dataroot)
     if not has_outliers(test_set):
         print(NO_OUTLIERS.format(dataroot=args.dataroot))

@@ -283,7 +283,7 @@ def check_same_recipe(before: dict, run: Run) -> None:
     changes = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and key in before  # older versions had fewer keys
     ]
     if changes:
         raise WrongInput(
