@@ -386,7 +386,7 @@ def test_a_run_may_go_on_in_another_precision(first, then, tmp_path):
 
 def test_a_checkpoint_holds_all_that_a_run_needs(uninterrupted):
     saved = read_weights(uninterrupted / "last.pt")  # weights_only=True: nothing in it runs code
-    assert saved.keys() == {"model", "optimizer", "schedule", "progress", "recipe", "samples"}
+    assert saved.keys() == {"model", "optimizer", "schedule", "progress", "recipe", "samples", "tensors"}
     assert_same_weights(saved["model"], uninterrupted / "final.pth")
     assert len(saved["optimizer"]["param_groups"]) == 2 and saved["optimizer"]["state"][0]["step"] == 3 * STEPS
     assert saved["schedule"]["last_epoch"] == 3
