@@ -264,7 +264,10 @@ def test_a_run_writes_its_folder(runs, coco):
     for kind, folder in runs.items():
         written = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
         pictures = {"pictures"} if kind == "flow" else set()
-        assert written == {"recipe.yaml", "log.jsonl", "last.pt", "best.pth"} | finals[kind] | pictures
+        assert (
+            written
+            == {"recipe.yaml", "log.jsonl", "last.pt", "last.pt.1", "lock", "best.pth"} | finals[kind] | pictures
+        )
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
         assert recipe["command"].startswith(f"python {SCRIPTS[kind].__name__}.py --dataroot {coco} --exp_name {kind}")
         assert recipe["recipe"]["changed"]["window_stride"] == STRIDE

@@ -51,7 +51,7 @@ def test_one_process_writes_and_talks(shared):
     root, printed = shared
     assert printed.count("epoch 1/2") == 2 and printed.count("finished: ") == 2
     files = {path.name for path in (root / "processes").iterdir() if not path.name.startswith("events")}
-    assert files == {"recipe.yaml", "log.jsonl", "last.pt", "best.pth", "final.pth"}
+    assert files == {"recipe.yaml", "log.jsonl", "last.pt", "last.pt.1", "lock", "best.pth", "final.pth"}
     assert len([*(root / "processes").glob("events*")]) == 1
 
 
