@@ -22,7 +22,7 @@ from engine.checkpoint import require_writable
 from engine.evaluate import predicted_classes
 from engine.flags import add_heads_flag
 from engine.processes import main_process_first, merged, rank
-from engine.report import evaluation_record, published_tables
+from engine.report import evaluation_record, published_tables, require_same_weights
 from metrics import ConfusionMatrix, classes_averaged
 from models import (
     deeplabv3plus,
@@ -32,6 +32,7 @@ from models import (
     load_network,
     segmenter,
     segmenter_dataset_head,
+    segmenter_heads,
 )
 
 DATASETS = {  # data set -> how it is opened, its usual network
@@ -61,6 +62,7 @@ def main(argv=None):
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
+    require_same_weights(args.folder, args.params)
 
     open_dataset, network = DATASETS[args.dataset]
     with main_process_first():
@@ -68,7 +70,8 @@ def main(argv=None):
     num_classes, network = dataset.num_classes, args.network or network
     if network == "segmenter":
         head = segmenter_dataset_head(args.params)
-        model = load_network(lambda: segmenter(num_classes, bool(head), args.heads, head or "decoder"), args.params)
+        heads = args.heads or segmenter_heads(args.params)
+        model = load_network(lambda: segmenter(num_classes, bool(head), heads, head or "decoder"), args.params)
         model = SlidingWindows(model, window=512, stride=320, at_a_time=8, enlarge=True)
     else:
         build = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}[network]

@@ -16,6 +16,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from data import (
+    COCO20,
     AnomalyTrack,
     Cityscapes,
     FishyscapesStatic,
@@ -30,6 +31,7 @@ from engine import (
     choose_precision,
     evaluated_frames,
     evenly_spread,
+    has_outliers,
     picture_of,
     run_script,
     save_pictures,
@@ -41,12 +43,20 @@ from engine.curves import distribution_of
 from engine.flags import add_pictures_flag, add_tile_flags, check_tile
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
-from engine.report import FrameRanking, evaluation_record, figures_are_written, published_tables, write_report
+from engine.report import (
+    FrameRanking,
+    evaluation_record,
+    figures_are_written,
+    published_tables,
+    require_same_weights,
+    write_report,
+)
 from engine.run import peak_memory
 from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, BoundedAnomalyMetrics, ComponentMetrics, mean_of_images
 from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
+from models.weights import CLASS_KEYS, number_of_classes
 
 FIGURES = ("AP", "AUROC", "FPR95")
 COMPONENT_FIGURES = ("sIoU", "PPV", "F1")
@@ -69,6 +79,10 @@ class Benchmark:
 NOT_POOLED = (
     "The figures here are means over images, for which no scores are kept. With --pooled the evaluation keeps them "
     "(4 bytes a pixel and score), and the curves and histograms of all pixels stand here."
+)
+NO_OUTLIERS = (
+    "note: no label map of {dataroot} has an outlier pixel, so that AP and all that needs outliers stay empty. The "
+    "value of outliers is the benchmark's own, such as 1; 255 is ignored"
 )
 INLIERS = {"inlier": (90, 90, 90)}
 BENCHMARKS = {
@@ -135,14 +149,18 @@ def main(argv=None):
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
+    require_same_weights(args.folder, args.params)
 
     benchmark = BENCHMARKS[args.dataset]
+    network = args.network or benchmark.network
+    num_classes = number_of_classes(args.params, network) if network in CLASS_KEYS else benchmark.known.num_classes
     test_set = benchmark.open(args.dataroot)
+    if not has_outliers(test_set):
+        print(NO_OUTLIERS.format(dataroot=args.dataroot))
     hybrid = has_dataset_head(args.params)
     names = score_names(args.scores, hybrid)
     record = evaluation_record(__file__, argv, args.dataroot, len(test_set), args.params, device, precision)
-    network = NETWORKS[args.network or benchmark.network]
-    model = load_network(lambda: network(benchmark.known.num_classes, hybrid), args.params)
+    model = load_network(lambda: NETWORKS[network](num_classes, hybrid), args.params)
     model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
@@ -180,7 +198,7 @@ def main(argv=None):
     if rank():
         return None
 
-    results = {"dataset": args.dataset, "weights": args.params, "network": args.network or benchmark.network}
+    results = {"dataset": args.dataset, "weights": args.params, "network": network}
     tables = {}
     if pooled:
         results["pooled"] = {name: metrics.compute() for name, metrics in pooled.items()}
@@ -207,7 +225,7 @@ def main(argv=None):
     print(f"scored {len(images)} images, pixels: {counts}; peak memory {results['peak_memory_bytes'] / 2**30:.2f} GiB")
     if shown:
         with figures_are_written(args.folder):
-            colours = benchmark.known.class_colours, benchmark.truth_colours
+            colours = colours_of(num_classes, benchmark)
             save_pictures(args.folder / "pictures.png", shown, colours[0], names[0], colours[1])
             distributions = {name: distribution_of(metrics) for name, metrics in pooled.items()}
             headline = {name: ours[names[0]][name] for name in FIGURES}
@@ -215,6 +233,20 @@ def main(argv=None):
             evaluated = names[0], headline, tables, record, distributions, ranking
             write_report(args.folder, title, *evaluated, *colours, NOT_POOLED)
     return results
+
+
+def colours_of(num_classes: int, benchmark: Benchmark) -> tuple[dict, dict | None]:
+    """Colours of the predicted classes, by name, and those of the truth where its labels are not these classes."""
+    known = benchmark.known
+    if num_classes == known.num_classes:
+        return known.class_colours, benchmark.truth_colours
+    truth = benchmark.truth_colours or known.class_colours
+    for other in (Cityscapes, StreetHazards, COCO20):
+        if num_classes == other.num_classes:
+            return other.class_colours, truth
+    return {
+        f"class {number}": (97 * number % 256, 57 * number % 256, 157 * number % 256) for number in range(num_classes)
+    }, truth
 
 
 def score_names(asked: list[str] | None, hybrid: bool) -> list[str]:
@@ -235,9 +267,13 @@ def score_names(asked: list[str] | None, hybrid: bool) -> list[str]:
 def component_figures(metrics: AnomalyMetrics, maps: list[tuple], sizes: dict[str, int]) -> dict:
     """sIoU, PPV and F1 at the threshold of the best F1 of pixels, over (scores, labels) of all frames.
 
-    Of several processes each looks at its own frames, and process 0 gets the figures of all.
+    Without any outlier there is no threshold, and all are NaN. Of several processes each looks at its own frames, and
+    process 0 gets the figures of all.
     """
     threshold, pixel_f1 = from_process_0(None if rank() else metrics.best_f1_threshold())
+    if math.isnan(threshold):
+        counts = {"true_components": 0, "predicted_components": math.nan}
+        return dict.fromkeys(COMPONENT_FIGURES, math.nan) | counts | {"threshold": threshold, "pixel_F1": pixel_f1}
     components = ComponentMetrics(threshold, **sizes)
     for scores, labels in maps:
         components.update(scores, labels)
@@ -253,7 +289,7 @@ def component_table(figures: dict[str, dict]) -> list[list]:
                 score,
                 *(figure[name] for name in COMPONENT_FIGURES),
                 *(figure[name] for name in counts),
-                f"{figure['threshold']:.4f}",
+                "" if math.isnan(figure["threshold"]) else f"{figure['threshold']:.4f}",
                 figure["pixel_F1"],
             ]
             for score, figure in figures.items()

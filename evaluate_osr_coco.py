@@ -20,6 +20,7 @@ from engine import (
     choose_precision,
     evaluated_frames,
     evenly_spread,
+    has_outliers,
     picture_of,
     predicted_classes,
     run_script,
@@ -32,11 +33,20 @@ from engine.curves import distribution_of
 from engine.flags import add_heads_flag, add_pictures_flag, share, whole_number
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, main_process_first, merged, rank
-from engine.report import FrameRanking, evaluation_record, figures_are_written, published_tables, write_report
+from engine.report import (
+    FrameRanking,
+    evaluation_record,
+    figures_are_written,
+    published_tables,
+    require_same_weights,
+    write_report,
+)
 from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
-from models import ReleasedScoring, fast_inference, load_network, segmenter, segmenter_dataset_head
+from models import ReleasedScoring, fast_inference, load_network, segmenter, segmenter_dataset_head, segmenter_heads
+
+NO_OUTLIERS = "no pixel of an unknown thing in {dataroot}: no threshold can be taken from it"
 
 
 def main(argv=None):
@@ -67,6 +77,7 @@ def main(argv=None):
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
+    require_same_weights(args.folder, args.model)
 
     head = segmenter_dataset_head(args.model)
     score_name = args.score or ("hybrid" if head else "max_logit")
@@ -74,13 +85,16 @@ def main(argv=None):
         raise WrongInput(
             f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
-    network = load_network(lambda: segmenter(COCO20.num_classes, bool(head), args.heads, head or "decoder"), args.model)
+    heads = args.heads or segmenter_heads(args.model)
+    network = load_network(lambda: segmenter(COCO20.num_classes, bool(head), heads, head or "decoder"), args.model)
     network = fast_inference(network.to(device), precision.dtype, precision.memory_format)
     model = SlidingWindows(network, args.window, args.window_stride, at_a_time=8, enlarge=True)
     if args.released_scoring:
         model = ReleasedScoring(model)
     with main_process_first():
         dataset = COCO20(args.dataroot, "validation", workers=args.workers, list_folder=args.folder)
+    if not has_outliers(dataset):
+        raise WrongInput(NO_OUTLIERS.format(dataroot=args.dataroot))
     record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.model, device, precision)
 
     # One pass: what the threshold decides on is kept, 6 bytes for each pixel of a thing.
@@ -101,7 +115,7 @@ def main(argv=None):
     anomaly = merged(anomaly)
     threshold = from_process_0(None if rank() else anomaly.threshold(args.tpr))
     if threshold != threshold:
-        raise WrongInput(f"no pixel of an unknown thing in {args.dataroot}: no threshold can be taken from it")
+        raise WrongInput(NO_OUTLIERS.format(dataroot=args.dataroot))
     for scores, prediction, labels in kept:
         opened.update(np.where(scores >= threshold, COCO20.num_classes, prediction), labels)
     shown, heat = in_order(shown), in_order(heat)

@@ -20,6 +20,7 @@ from engine import (
     choose_precision,
     evaluated_frames,
     evenly_spread,
+    has_outliers,
     picture_of,
     predicted_classes,
     run_script,
@@ -32,12 +33,20 @@ from engine.curves import distribution_of
 from engine.flags import add_pictures_flag, share
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, merged, rank
-from engine.report import FrameRanking, evaluation_record, figures_are_written, published_tables, write_report
+from engine.report import (
+    FrameRanking,
+    evaluation_record,
+    figures_are_written,
+    published_tables,
+    require_same_weights,
+    write_report,
+)
 from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import fast_inference, has_dataset_head, ladder_densenet121, load_network
 
+NO_OUTLIERS = "town {town} has no outlier pixel, so that no threshold can be taken from it"
 TOWNS = {"t5": "t6", "t6": "t5"}  # evaluated town -> the town that its threshold comes from
 
 
@@ -64,9 +73,17 @@ def main(argv=None):
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
 
-    towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
     hybrid = has_dataset_head(args.model)
     score_name = args.score or ("hybrid" if hybrid else "max_logit")
+    if score_name in DATASET_SCORES and not hybrid:
+        raise WrongInput(
+            f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
+        )
+    require_same_weights(args.folder, args.model)
+    towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
+    for town, dataset in towns.items():
+        if not has_outliers(dataset):
+            raise WrongInput(NO_OUTLIERS.format(town=town))
     images = sum(len(dataset) for dataset in towns.values())
     record = evaluation_record(__file__, argv, args.dataroot, images, args.model, device, precision)
     model = load_network(lambda: ladder_densenet121(StreetHazards.num_classes, hybrid), args.model)
@@ -83,7 +100,7 @@ def main(argv=None):
         anomaly = merged(anomaly)
         calibrated[town] = from_process_0(None if rank() else anomaly.threshold(args.tpr))
         if calibrated[town] != calibrated[town]:
-            raise WrongInput(f"town {town} has no outlier pixel, so that no threshold can be taken from it")
+            raise WrongInput(NO_OUTLIERS.format(town=town))
         if not rank():
             distributions[f"{score_name}, {town} at half resolution"] = distribution_of(anomaly, args.tpr)
 

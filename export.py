@@ -21,8 +21,16 @@ from engine.flags import Parser, add_heads_flag, whole_number
 from errors import FileInTheWay, MissingFile, WrongInput
 from labels import OUTLIER
 from losses import hybrid_score, max_logit_score
-from models import deeplabv3plus, has_dataset_head, ladder_densenet121, load_weights, segmenter, segmenter_dataset_head
-from models.weights import read_state_dict
+from models import (
+    deeplabv3plus,
+    has_dataset_head,
+    ladder_densenet121,
+    load_weights,
+    segmenter,
+    segmenter_dataset_head,
+    segmenter_heads,
+)
+from models.weights import CLASS_KEYS, number_of_classes
 
 OPSET = 20
 TOLERANCE = 1e-4  # of the largest magnitude
@@ -30,11 +38,6 @@ TOLERANCE = 1e-4  # of the largest magnitude
 TRACED = (2, 3, 70, 150)
 CHECKED = ((1, 3, 120, 150), (2, 3, 210, 130))  # at 120x150 a grid of LDN-121's pyramid is 2.5 wide before rounding
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-CLASS_KEYS = {  # a tensor in the weights whose first dimension is the number of classes
-    "ldn121": "logits.conv.weight",
-    "deeplabv3plus": "final.6.weight",
-    "segmenter": "model.decoder.mask_norm.weight",
-}
 
 
 def main(argv=None):
@@ -95,15 +98,13 @@ class Scored(nn.Module):
         return class_logits, dataset_logits, hybrid_score(class_logits, dataset_logits)
 
 
-def trained_network(name: str, path: str, num_classes: int | None, heads: int) -> nn.Module:
+def trained_network(name: str, path: str, num_classes: int | None, heads: int | None) -> nn.Module:
     """The network with the file's weights, with a dataset head where they have one."""
     if num_classes is None:
-        weights = read_state_dict(path)
-        if CLASS_KEYS[name] not in weights:
-            raise WrongInput(f"{path} does not fit {name}: it has no {CLASS_KEYS[name]}. Is it another --network's?")
-        num_classes = len(weights[CLASS_KEYS[name]])
+        num_classes = number_of_classes(path, name)
     if name == "segmenter":
         head = segmenter_dataset_head(path)
+        heads = heads or segmenter_heads(path)
         return load_weights(segmenter(num_classes, head is not None, heads, head or "decoder"), path)
     build = {"ldn121": ladder_densenet121, "deeplabv3plus": deeplabv3plus}[name]
     return load_weights(build(num_classes, has_dataset_head(path)), path)

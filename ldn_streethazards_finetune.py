@@ -63,7 +63,7 @@ def main(argv=None):
         args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache, args.max_pixels
     )
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
-    negatives = MaskedPatches(photographs, *sizes, leave_out=args.neg_leave_out)
+    negatives = MaskedPatches(photographs, *sizes, leave_out=args.neg_leave_out, antialias=recipe.negative_antialias)
     val_set = StreetHazards(args.dataroot, "validation", cache=args.cache)
     pasted_val_set = WithFixedNegatives(val_set, negatives)
 

@@ -60,6 +60,7 @@ from models import (
     load_network,
     segmenter,
     segmenter_dataset_head,
+    segmenter_heads,
 )
 
 CLASSES = {"cityscapes": Cityscapes, "street-hazards": StreetHazards, "coco20": COCO20}
@@ -204,6 +205,13 @@ def list_inputs(source: Path, folder: Path) -> dict[str, Path]:
     paths = sorted([*listing.files, *listing.no_files])  # of which the latter fail by themselves
     results = {place for place in {path.parent for path in paths} if place.resolve().is_relative_to(output)}
     inputs = {path.relative_to(source).as_posix(): path for path in paths if path.parent not in results}
+    places = {place for path in inputs.values() for place in path.relative_to(source).parents if place.name}
+    earlier = [
+        place for place in sorted(places) if all((source / place / name).is_file() for name in (SETTINGS, REPORT))
+    ]
+    for place in earlier:
+        print(f"{source / place} holds results of predict.py, which are left out")
+        inputs = {name: path for name, path in inputs.items() if place not in path.relative_to(source).parents}
     if not inputs:
         raise MissingFile(f"no image ({', '.join(ENDINGS)}) below {source}; videos are given one by one")
     return inputs
@@ -241,6 +249,7 @@ def open_model(args, device: torch.device, precision: Precision) -> tuple[nn.Mod
     num_classes = CLASSES[args.classes].num_classes
     if args.network == "segmenter":
         head = segmenter_dataset_head(args.params)
+        args.heads = args.heads or segmenter_heads(args.params)
         build = partial(segmenter, num_classes, bool(head), args.heads, head or "decoder")
     else:
         head = has_dataset_head(args.params)
@@ -322,11 +331,18 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
     if at("record", "weights_sha256") not in (None, sha256(weights)):
         print(f"note: the threshold was found for {at('weights')}, the weights here, {weights}, are others")
     heat = at("heat_range", score_name)
-    return thresholds[score_name], heat if isinstance(heat, list) and all(map(is_number, heat)) else None
+    sound = isinstance(heat, list) and len(heat) == 2 and all(map(is_number, heat)) and heat[0] < heat[1]
+    if heat is not None and not sound:
+        print(f"note: {path} has no heat_range that can be used: heat maps span the scores of each picture")
+    return float(thresholds[score_name]), heat if sound else None
 
 
 def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    """Whether a value from a JSON file is a finite number, which a float can hold."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 # The prediction
@@ -466,7 +482,7 @@ def write_picture(line, image, classes, scores, files: dict[str, Path], drawing:
         if error.errno != errno.ENAMETOOLONG:
             raise
         return line | {"status": "failed", "reason": "its name is too long for a result's"}
-    size = {"width": image.shape[3], "height": image.shape[2]}
+    size = {"width": image.shape[3], "height": image.shape[2], "bytes": sizes_of(files)}
     return line | {"status": "done"} | size | told | {"seconds": round(time.monotonic() - started, 3)}
 
 
@@ -511,6 +527,7 @@ def video_lines(
             continue
         share = None if drawing.threshold is None else unknown / number
         about = {"width": size[0], "height": size[1], "frames": number, "fps": fps, "unknown_share": share}
+        about["bytes"] = sizes_of(files(name))
         yield line | {"status": "done"} | about | {"seconds": round(time.monotonic() - started, 3)}
 
 
@@ -548,7 +565,13 @@ def open_folder(folder: Path, settings: dict) -> dict[str, dict]:
         folder.mkdir(parents=True, exist_ok=True)
         write_or_explain(json.dumps(settings, indent=2).encode(), path)
         return {}
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise WrongInput(
+            f"{path} is damaged, and with what the results beside it were made is unknown; choose another --folder"
+        ) from error
+    now = json.loads(json.dumps(settings))
     differences = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted({*before, *now})
@@ -563,12 +586,14 @@ def open_folder(folder: Path, settings: dict) -> dict[str, dict]:
 
 
 def report_lines(folder: Path) -> Iterator[dict]:
-    """The lines of the report, but for one that was being written when the run was killed."""
+    """The lines of the report, but for damaged ones, such as one that was being written when the run was killed."""
     if (folder / REPORT).exists():
-        with open(folder / REPORT, encoding="utf-8") as report:
-            for line in report:
+        with open(folder / REPORT, encoding="utf-8", errors="replace") as report:
+            for text in report:
                 with contextlib.suppress(json.JSONDecodeError):
-                    yield json.loads(line)
+                    line = json.loads(text)
+                    if isinstance(line, dict) and isinstance(line.get("name"), str):
+                        yield line
 
 
 def keep_lines(folder: Path, names: set[str]) -> None:
@@ -578,13 +603,16 @@ def keep_lines(folder: Path, names: set[str]) -> None:
 
 
 def is_done(line: dict | None, path: Path, files: dict[str, Path]) -> bool:
-    """Whether an input has its line, was not changed since, and all its files are there."""
-    return (
-        line is not None
-        and line["status"] == "done"
-        and line["file"] == fingerprint(path)
-        and all(file.exists() for file in files.values())
-    )
+    """Whether an input has its line, was not changed since, and all its files are there, as large as they were."""
+    if line is None or line.get("status") != "done" or line.get("file") != fingerprint(path):
+        return False
+    now, written = sizes_of(files), line.get("bytes")
+    return now == written if isinstance(written, dict) else all(now.values())
+
+
+def sizes_of(files: dict[str, Path]) -> dict[str, int]:
+    """Bytes of each file; 0 where there is none."""
+    return {kind: path.stat().st_size if path.is_file() else 0 for kind, path in files.items()}
 
 
 def fingerprint(path: Path) -> list[int] | None:

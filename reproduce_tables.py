@@ -76,9 +76,11 @@ def read_config(path: Path) -> dict[str, dict]:
     if not path.is_file():
         raise MissingFile(f"no file {path}; --config is a YAML file as `python reproduce_tables.py --help` shows")
     try:
-        runs = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise WrongInput(f"{path} cannot be read as YAML: {error}") from error
+        runs = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WrongInput(
+            f"{path} cannot be read as YAML: {error}; write it in UTF-8, and indent with spaces, not tabs"
+        ) from error
     if not isinstance(runs, dict) or not runs:
         raise WrongInput(f"{path} names no table; possible are {', '.join(SCRIPTS)}")
     problems = []
@@ -112,11 +114,14 @@ def is_done(folder: Path, command: list[str], weights: str) -> bool:
     """Whether the folder holds the results of this command with these weights."""
     try:
         record = json.loads((folder / "results.json").read_text(encoding="utf-8"))["record"]
-    except (OSError, ValueError, KeyError):
+        before, digest = shlex.split(record["command"])[1:], record["weights_sha256"]
+        tables = read_tables(folder / "table.md")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of an older version, or damaged
         return False
-    same_weights = sha256(weights) == record["weights_sha256"]
-    before = shlex.split(record["command"])[1:]
-    return same_weights and [Path(before[0]).name, *before[1:]] == command and (folder / "table.md").exists()
+    if not before or not tables:
+        return False
+    same_weights = sha256(weights) == digest
+    return same_weights and [Path(before[0]).name, *before[1:]] == command
 
 
 def evaluate(command: list[str], log: Path) -> str | None:

@@ -87,7 +87,7 @@ def main(argv=None):
         args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache, args.max_pixels
     )
     sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
-    negatives = MaskedPatches(photographs, *sizes, recipe.rare_below, args.neg_leave_out)
+    negatives = MaskedPatches(photographs, *sizes, recipe.rare_below, args.neg_leave_out, recipe.negative_antialias)
     pasted_val_set = WithFixedNegatives(known_val_set, negatives, recipe.negatives_per_image)
 
     def loss(model, images, labels, counts):

@@ -64,6 +64,11 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the images, relative to the data set's folder."""
+        return [image.relative_to(self.root).as_posix() for image, _ in self.pairs]
+
     def __getitem__(self, index: int) -> tuple:
         image_path, label_path = self.pairs[index]
         image = cached(self.cache, image_path, read_image, self.image_modes, self.max_pixels)

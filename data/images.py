@@ -71,6 +71,11 @@ class ImageFolder(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def names(self) -> list[str]:
+        """Relative to the folder."""
+        return [path.relative_to(self.root).as_posix() for path in self.paths]
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         path = self.paths[index]
         image = cached(self.cache, path, read_photograph, self.upright, self.max_pixels)

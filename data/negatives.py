@@ -27,6 +27,8 @@ class MaskedPatches(Dataset):
 
     rare_below   for COCO20: two_ids draws only from ids with fewer pixels than this in the patch (10,000 in the
                  release), so that things rather than walls and skies are pasted; None for streets: from all
+    antialias    whether shrinking smooths the image first, as it does with photographs of known things; the release's
+                 does not (its torchvision's default for tensors): its patches are sharper than what is around them
     leave_out    ids of which nothing is pasted, such as those of classes that the network knows (ours)
     """
 
@@ -38,6 +40,7 @@ class MaskedPatches(Dataset):
         scale: tuple[float, float] = (1.0, 1.0),
         rare_below: int | None = None,
         leave_out: Collection[int] = (),
+        antialias: bool = True,
     ):
         if not SMALLEST_SIDE < size <= resize * scale[0]:
             raise WrongInput(
@@ -45,6 +48,7 @@ class MaskedPatches(Dataset):
                 f"negative_resize {resize} times the least negative_scale {scale[0]}"
             )
         self.dataset, self.resize, self.size, self.scale, self.rare_below = dataset, resize, size, scale, rare_below
+        self.antialias = antialias
         wrong = [number for number in leave_out if not 0 <= number <= 255]
         if wrong:
             raise WrongInput(f"--neg_leave_out {' '.join(map(str, wrong))}: label ids lie in 0..255")
@@ -53,10 +57,14 @@ class MaskedPatches(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def names(self) -> list[str]:
+        return self.dataset.names
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         image, ids, name = self.dataset[index]
         factor = torch.empty(()).uniform_(*self.scale).item() * self.resize / min(image.shape[1:])
-        patch, ids, _ = scaled_crop(image, ids, factor, self.size, self.dataset.mean_colour)
+        patch, ids, _ = scaled_crop(image, ids, factor, self.size, self.dataset.mean_colour, self.antialias)
         allowed = ~torch.isin(ids, self.leave_out)
         if torch.rand(()) < 0.5:
             mask = random_rectangle(self.size)
@@ -201,6 +209,11 @@ class WithNegatives(Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the images, and of the pictures that the negatives are cut from."""
+        return [*self.dataset.names, *self.negatives.names]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, str]:
         image, labels, placed, name = self.drawn(index)

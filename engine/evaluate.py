@@ -21,6 +21,7 @@ from engine.processes import from_process_0, merged, progress_bar, rank, world_s
 from engine.run import Run
 from engine.windows import check_sides
 from errors import OutOfMemory
+from labels import OUTLIER
 from metrics import BoundedAnomalyMetrics, ConfusionMatrix
 
 
@@ -134,6 +135,11 @@ def one_ahead(function: Callable[[Any], Any], inputs: Iterable) -> Iterator:
             yield result.result()
     finally:
         thread.shutdown(cancel_futures=True)
+
+
+def has_outliers(dataset: Dataset) -> bool:
+    """Whether any label map has an outlier pixel, found at the first that has one. Raises what its files raise."""
+    return any((dataset[number][1] == OUTLIER).any() for number in range(len(dataset)))
 
 
 def predicted_classes(class_logits: Tensor) -> Tensor:

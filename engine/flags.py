@@ -132,6 +132,5 @@ def add_heads_flag(parser: Parser) -> None:
     parser.add_argument(
         "--heads",
         type=whole_number(1),
-        default=16,
-        help="of Segmenter's encoder, which its weights do not tell (default 16, as released)",
+        help="of Segmenter's encoder (default: as its weights say, else 16, as released)",
     )

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.checkpoint import sha256
 from engine.loader import same_noise
 from engine.pictures import save_samples
 from engine.recipe import FlowRecipe
@@ -21,15 +20,11 @@ def trained_along(
 ) -> tuple[dict[str, Any], Callable[[nn.Module, Path], None]]:
     """What a flow adds to the state that fit trains, and fit's `draw`: eight of its samples.
 
-    flow_state   the file that the flow was loaded from, or none: the learning rate depends on it, and the run's record
-                 keeps its digest, for the validation's negatives are drawn from it: --resume compares
+    flow_state   the file that the flow was loaded from, or none: the learning rate depends on it
     """
     if run.device.type == "cuda":
         flow.to(memory_format=run.precision.memory_format)
-    lr = recipe.flow_lr_scratch
-    if flow_state != "none":
-        run.record["flow_state"] = sha256(flow_state)
-        lr = recipe.flow_lr_pretrained
+    lr = recipe.flow_lr_scratch if flow_state == "none" else recipe.flow_lr_pretrained
     optimizer = torch.optim.Adamax(flow.parameters(), lr, eps=recipe.flow_eps)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, recipe.flow_lr_decay)
 

@@ -6,9 +6,11 @@ A run of one process takes the same path: it is process 0 of 1, and there is nob
 import contextlib
 import datetime
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +56,17 @@ def check_launcher() -> None:
             f"WORLD_SIZE={world_size()} is set in the environment {lacks}, as a cluster's job leaves it behind: unset "
             f"WORLD_SIZE to run as one process, or start several with torchrun --nproc_per_node {world_size()}"
         )
+
+
+def launch_command(script: str, argv: list[str] | None) -> str:
+    """The command line that started this process, with torchrun where that started it; argv None: the process's own."""
+    words = sys.argv if argv is None else [Path(script).name, *argv]
+    if "TORCHELASTIC_RUN_ID" not in os.environ and world_size() == 1:
+        return shlex.join(["python", *words])
+    each = os.environ.get("LOCAL_WORLD_SIZE", str(world_size()))
+    machines = os.environ.get("GROUP_WORLD_SIZE", "1")
+    several = [] if machines == "1" else ["--nnodes", machines]  # where they meet, each cluster says otherwise
+    return shlex.join(["torchrun", *several, "--nproc_per_node", each, *words])
 
 
 def join_processes(device: torch.device) -> torch.device:

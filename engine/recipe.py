@@ -76,6 +76,7 @@ class RealNegativesRecipe(HybridRecipe):
     negative_resize: int
     negative_scale: tuple[float, float]
     negative_size: int
+    negative_antialias: bool
 
     def __post_init__(self):
         super().__post_init__()

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import platform
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,10 +29,10 @@ from engine.page import (
 )
 from engine.pictures import Colours, Picture, save_pictures
 from engine.precision import Precision
-from engine.processes import world_size
+from engine.processes import launch_command, rank, world_size
 from engine.recipe import PROJECT
 from engine.run import device_name, git_revision
-from errors import UnusableFile, WrongInput, message_of
+from errors import FileInTheWay, UnusableFile, WrongInput, message_of
 from metrics import AnomalyMetrics
 
 PUBLISHED = PROJECT / "published.yaml"
@@ -63,7 +61,7 @@ def evaluation_record(
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WrongInput(f"{recipe} beside the weights cannot be read as YAML: {error}; mend it or move it") from error
     record = {
-        "command": shlex.join(["python", *(sys.argv if argv is None else [Path(script).name, *argv])]),
+        "command": launch_command(script, argv),
         "dataroot": str(dataroot),
         "images": images,
         "weights": str(weights),
@@ -81,6 +79,23 @@ def evaluation_record(
         "processes": world_size(),
     }
     return json.loads(json.dumps(record, default=str))
+
+
+def require_same_weights(folder: Path, weights: str | Path) -> None:
+    """Refuse a folder with the results of other weights, which an evaluation would replace. Raises FileExistsError.
+
+    Results of the same weights, and what does not say whose it is, are replaced. Of several processes, process 0 looks.
+    """
+    path = folder / "results.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))["record"]
+        before, digest = record["weights"], record["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not rank() and Path(weights).is_file() and digest != sha256(weights):
+        raise FileInTheWay(
+            f"{folder} holds the results of other weights, {before}; give a --folder of their own to those of {weights}"
+        )
 
 
 # Published figures

@@ -13,14 +13,18 @@ from pathlib import Path
 import torch
 import torchvision
 import yaml
+from torch.utils.data import Dataset
 
-from engine.checkpoint import require_writable
+from engine.checkpoint import require_writable, write_whole
 from engine.flags import LARGEST_SEED, Parser, available_cores, number_of_workers, whole_number
+from engine.inputs import FILES, differences, files_of, inputs_of
 from engine.loader import dead_worker_explained
+from engine.lock import FolderLock
 from engine.precision import FLOAT32, PRECISIONS, Precision, choose_precision
 from engine.processes import (
     check_launcher,
     join_processes,
+    launch_command,
     launchers_number,
     leave_processes,
     lost_neighbour_explained,
@@ -32,6 +36,7 @@ from engine.processes import (
 from engine.recipe import PROJECT, read_recipe, type_name
 from errors import FileInTheWay, WrongInput, message_of
 
+FIXED = ("num_classes", "dataset")  # flags of add_fixed_flags, which say what is so anyway
 NOT_COMPARED = (
     "accumulation",
     "checkpointing",
@@ -50,6 +55,7 @@ class Run:
     seed: int = 0
     workers: int = 0
     resume: bool = False
+    other_inputs: bool = False  # a resumed run may read other files than before
     compile: bool = False
     graphs: bool = True  # on a GPU
     validate_every: int = 1  # epochs
@@ -60,6 +66,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser = script_parser(description)
     parser.add_argument("--exp_name", required=True, help="the run's folder is logs/EXP_NAME")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
+    parser.add_argument(
+        "--other_inputs",
+        action="store_true",
+        help="with --resume: go on though weights, data or negatives are others than before; recipe.yaml says so",
+    )
     parser.add_argument(
         "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of the weights, crops and negatives (default 0)"
     )
@@ -162,6 +173,7 @@ def start_run(
             f"--{key}", nargs=many, metavar=key.upper(), help=f"{type_name(kind)} (default {getattr(defaults, key)})"
         )
     args = parser.parse_args(argv)
+    not_inputs = {*vars(argument_parser("").parse_args(["--exp_name", "any"])), *types_by_key, *FIXED}
 
     changed = {key: getattr(args, key) for key in types_by_key if getattr(args, key) is not None}
     for setting in args.set:
@@ -173,12 +185,9 @@ def start_run(
 
     if args.exp_name in ("", "..") or Path(args.exp_name).name != args.exp_name:
         raise WrongInput(f"--exp_name {args.exp_name!r} must be a plain folder name")
-    words = sys.argv if argv is None else [Path(script).name, *argv]
-    launcher = ["python"] if world_size() == 1 else ["torchrun", "--nproc_per_node", str(world_size())]
-    command = shlex.join([*launcher, *words])
     record = {
         "script": name,
-        "command": command,
+        "command": launch_command(script, argv),
         "revision": git_revision(),
         "versions": {
             "python": platform.python_version(),
@@ -188,6 +197,7 @@ def start_run(
         "seed": args.seed,
         "processes": world_size(),
         "recipe": sources,
+        "inputs": inputs_of({flag: value for flag, value in vars(args).items() if flag not in not_inputs}),
     }
     device = choose_device(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
@@ -200,6 +210,7 @@ def start_run(
         seed=args.seed,
         workers=args.workers,
         resume=args.resume,
+        other_inputs=args.other_inputs,
         compile=args.compile,
         graphs=not args.no_graphs,
         validate_every=args.validate_every,
@@ -218,38 +229,109 @@ def start_run(
 
 
 def flat_recipe(record: dict) -> dict:
-    """What a resumed run must agree on: {"script", "seed", "flow_state", and every recipe number but NOT_COMPARED}."""
+    """What a resumed run must agree on: {"script", "seed", and every recipe number but NOT_COMPARED}."""
     numbers = {key: value for source in record["recipe"].values() for key, value in source.items()}
     what = {key: value for key, value in numbers.items() if key not in NOT_COMPARED}
-    return {"script": record["script"], "seed": record["seed"], "flow_state": record.get("flow_state"), **what}
+    return {"script": record["script"], "seed": record["seed"], **what}
 
 
 def check_folder(run: Run) -> None:
-    """Refuse an existing run without --resume, and --resume with another recipe."""
+    """Refuse an existing run without --resume, and --resume with another recipe or of a run that still runs."""
     recipe_file = run.folder / "recipe.yaml"
     if not run.resume:
         if run.folder.exists():
             raise FileInTheWay(f"{run.folder} exists; add --resume to go on with it, or choose another --exp_name")
         return
+    if run.folder.is_dir():
+        FolderLock(run.folder, run.record["command"]).release()
     if not recipe_file.exists():
-        print(f"nothing to resume in {run.folder}: starting from the beginning")
+        if not any(run.folder.glob("last.pt*")):
+            print(f"nothing to resume in {run.folder}: starting from the beginning")
         return
-    before = flat_recipe(yaml.safe_load(recipe_file.read_text(encoding="utf-8")))
-    before |= {"flow_state": None}  # not opened yet; see restore
-    check_same_recipe(before, flat_recipe(run.record), run.folder)
+    before = read_record(run.folder)
+    check_same_recipe(flat_recipe(before), run)
+    check_same_inputs({flag: value for flag, value in before.get("inputs", {}).items() if flag != FILES}, run)
 
 
-def check_same_recipe(before: dict, now: dict, folder: Path) -> None:
-    differences = [
+def read_record(folder: Path) -> dict:
+    """What recipe.yaml says of a run."""
+    path = folder / "recipe.yaml"
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        flat_recipe(record)
+        dict(record.get("inputs", {}))
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise WrongInput(
+            f"{path} is damaged; take it away: last.pt, where there is one, holds the same numbers"
+        ) from error
+    return record
+
+
+def open_folder(run: Run) -> FolderLock:
+    """Make the run's folder, and hold its lock. Raises FileExistsError where another process made it or holds it."""
+    try:
+        run.folder.mkdir(parents=True, exist_ok=run.resume)
+    except FileExistsError as error:
+        raise FileInTheWay(
+            f"{run.folder} was made by another process since this one started; choose another --exp_name"
+        ) from error
+    return FolderLock(run.folder, run.record["command"])
+
+
+def check_same_recipe(before: dict, run: Run) -> None:
+    now = flat_recipe(run.record)
+    changes = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and key in before  # older versions had fewer keys
     ]
-    if differences:
+    if changes:
         raise WrongInput(
-            f"{folder} was started with another recipe: {'; '.join(differences)}; "
-            "resume with the same command, or choose another --exp_name"
+            f"{run.folder} was started with another recipe: {'; '.join(changes)}; resume with the same command, or "
+            f"choose another --exp_name{further(run)}"
         )
+
+
+def check_same_inputs(before: dict, run: Run) -> None:
+    changes = differences(before, run.record["inputs"]) if before else []  # older records have none
+    if changes and not run.other_inputs:
+        raise WrongInput(
+            f"{run.folder} was started with other inputs: {'; '.join(changes)}; resume with the same, add "
+            f"--other_inputs to go on with these, or choose another --exp_name{further(run)}"
+        )
+
+
+def further(run: Run) -> str:
+    """How a new run goes on from the weights of this one, where the script has a flag for them."""
+    weights = next((name for name in ("final.pth", "best.pth") if (run.folder / name).exists()), None)
+    flags = [flag for flag in ("model", "init", "flow_state") if flag in run.record.get("inputs", {})]
+    if not weights or not flags:
+        return ""
+    words = [f"--{flags[0]}", str(run.folder / weights)]
+    if "flow_state" in flags[1:] and (run.folder / "final_flow.pth").exists():
+        words += ["--flow_state", str(run.folder / "final_flow.pth")]
+    return f" for a run that begins with the weights of this one: {shlex.join(words)}"
+
+
+def compare_files(run: Run, dataset: Dataset, epochs: int) -> None:
+    """Refuse other training files than before; where other inputs are accepted, write them into recipe.yaml.
+
+    epochs  that the run has behind it
+    """
+    run.record.setdefault("inputs", {})[FILES] = files_of(dataset)
+    if not (run.folder / "recipe.yaml").exists():
+        return
+    record = read_record(run.folder)
+    before = record.get("inputs", {})
+    check_same_inputs(before, run)
+    if before and differences(before, run.record["inputs"]):
+        changes = [*record.get("inputs_before", []), {"until_epoch": epochs, **before}]
+        record |= {"inputs": run.record["inputs"], "inputs_before": changes}
+        write_record(run.folder, record)
+
+
+def write_record(folder: Path, record: dict) -> None:
+    write_whole(yaml.safe_dump(record, sort_keys=False).encode(), folder / "recipe.yaml")
 
 
 def choose_device(name: str | None, several_processes: bool = False) -> torch.device:

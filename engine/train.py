@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import shlex
 import signal
 import threading
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
@@ -26,11 +26,12 @@ from engine.precision import Precision
 from engine.processes import average_buffers, from_process_0, progress_bar, rank, same_buffers, world_size
 from engine.readings import Readings
 from engine.recipe import Recipe
-from engine.run import Run, check_same_recipe, flat_recipe, peak_memory
+from engine.run import Run, check_same_recipe, compare_files, flat_recipe, open_folder, peak_memory, write_record
 from engine.step import Step, Update, smallest_part
 from engine.windows import check_sides
-from errors import MissingFile, NotFinite, OutOfMemory, UnusableFile, WrongInput, message_of
+from errors import MissingFile, NotFinite, OutOfMemory, UnusableFile, WrongInput
 
+OLDER = "last.pt.1"  # the checkpoint before last.pt
 SMALLEST_SCALE = 1.0  # of a float16 loss; it begins at 65536 and is halved where gradients overflow
 
 
@@ -65,8 +66,9 @@ def fit(
     Of several processes (torchrun) each takes its share of every batch and of the validation; process 0 writes. What
     the steps draw is a function of the seed, the epoch and the process. A run may go on with another number of them.
 
-    Raises ValueError for fewer samples than a batch and crops smaller than the network takes, FloatingPointError for a
-    loss that is not finite, MemoryError where a GPU's memory does not suffice.
+    Raises ValueError for fewer samples than a batch and crops smaller than the network takes, FileExistsError where
+    another process trains in run.folder, FloatingPointError for a loss that is not finite, MemoryError where a GPU's
+    memory does not suffice.
     """
     if len(dataset) < recipe.batch_size:
         raise WrongInput(f"{len(dataset)} training images are fewer than batch_size {recipe.batch_size}; lower it")
@@ -103,11 +105,14 @@ def fit(
         for name, step in steps.items()
     }
     state |= {f"{name}_scaler": update.scaler for name, update in updates.items() if update.scaler.is_enabled()}
-    if from_process_0(run.resume and (run.folder / "last.pt").exists()):
+    lock = None if rank() else open_folder(run)
+    if from_process_0(run.resume and any((run.folder / name).exists() for name in ("last.pt", OLDER))):
         progress = restore(state, run, len(dataset))
+        if not rank():
+            compare_files(run, dataset, progress["epoch"])
     elif not rank():
-        run.folder.mkdir(parents=True, exist_ok=run.resume)
-        checkpoint.write_whole(yaml.safe_dump(run.record, sort_keys=False).encode(), run.folder / "recipe.yaml")
+        compare_files(run, dataset, 0)
+        write_record(run.folder, run.record)
     log = RunLog(run, progress["step"])
 
     try:
@@ -144,7 +149,8 @@ def fit(
                 if merit > progress["best"]:
                     progress["best"] = merit
                     save(model.state_dict(), run.folder / "best.pth")
-            save(everything(state, progress, run, len(dataset)), run.folder / "last.pt")
+            content = everything(state, progress, run, len(dataset))
+            save(content, run.folder / "last.pt", kept=run.folder / OLDER)
         model.eval()
         for name, part in state.items():
             if isinstance(part, nn.Module):
@@ -166,6 +172,8 @@ def fit(
         raise SystemExit(130) from None
     finally:
         log.close()
+        if lock is not None:
+            lock.release()
     if progress["best"] > -math.inf:
         told = f"best.pth with {best} {abs(progress['best']):.4f}"
     else:
@@ -317,38 +325,80 @@ def estimate_statistics(
 def everything(state: dict[str, Any], progress: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
     """All that the run needs to go on."""
     parts = {name: part.state_dict() for name, part in state.items()}
-    return parts | {"progress": progress, "samples": samples, "recipe": flat_recipe(run.record)}
+    tensors = {name: checkpoint.count_tensors(part) for name, part in parts.items()}  # see restore
+    recipe = flat_recipe(run.record)
+    return parts | {"progress": progress, "samples": samples, "recipe": recipe, "tensors": tensors}
 
 
-def save(content: dict[str, Any], path: Path) -> None:
+def save(content: dict[str, Any], path: Path, kept: Path | None = None) -> None:
     """Written by process 0, which has what the others have."""
     if not rank():
-        checkpoint.save(content, path)
+        checkpoint.save(content, path, kept)
 
 
 def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
-    """Load last.pt into the state; returns the progress."""
+    """Load last.pt into the state; returns the progress.
+
+    Raises WrongInput where the file is damaged, of another recipe or does not fit the state, which is then untouched.
+    """
     path = run.folder / "last.pt"
     if not path.exists():
-        raise MissingFile(f"process {rank()} does not see {path}; all processes need the same logs/")
+        lost = f"process {rank()} does not see {path}; all processes need the same logs/"
+        raise MissingFile(lost if rank() else f"no {path}. {way_out(run.folder)}")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if message_of(error):  # what the system says of the file
-            raise
-        # Not in torch's words, which advise to run whatever code the file holds.
-        raise WrongInput(
-            f"{path} cannot be read as a checkpoint: it is damaged or none; start a new run, such as from best.pth"
-        ) from error
-    check_same_recipe(saved["recipe"], flat_recipe(run.record), run.folder)
+        saved = checkpoint.load(path)
+    except WrongInput as error:
+        raise WrongInput(f"{error}. {way_out(run.folder)}") from error
+    # A run may go on in another precision, with a scaler or without.
+    parts = {
+        name: part
+        for name, part in state.items()
+        if not (isinstance(part, torch.amp.GradScaler) and isinstance(saved, dict) and name not in saved)
+    }
+    problem = content_problem(parts, saved)
+    if problem is None:
+        check_same_recipe(
+            {key: value for key, value in saved["recipe"].items() if key != "flow_state"}, run
+        )  # of older
+        problem = checkpoint.parts_problem(parts, saved, saved.get("tensors", {}))
+    if problem:
+        raise WrongInput(f"{path} does not fit this run: {problem}. {way_out(run.folder)}")
     if saved["samples"] != samples:
         raise WrongInput(
             f"{path} was trained on {saved['samples']} images, there are {samples} now; resume on the same data"
         )
-    for name, part in state.items():
-        if name in saved or not isinstance(part, torch.amp.GradScaler):  # a run may go on in another precision
-            part.load_state_dict(saved[name])
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
     return saved["progress"]
+
+
+def content_problem(parts: dict[str, Any], saved: Any) -> str | None:
+    """Whether a checkpoint holds what `everything` puts into it, by kind."""
+    if not isinstance(saved, dict):
+        return "it holds no parts of a run"
+    kinds = {"progress": dict, "samples": int, "recipe": dict, "tensors": dict}
+    saved = {"tensors": {}} | saved  # older files have none
+    missing = [key for key in (*parts, *kinds) if key not in saved]
+    if missing:
+        return f"it has no {missing[0]}"
+    wrong = [key for key, kind in kinds.items() if not isinstance(saved[key], kind)]
+    if not wrong:
+        numbers = {"epoch": int, "step": int, "best": (int, float), "figures": dict}
+        wrong = [key for key, kind in numbers.items() if not isinstance(saved["progress"].get(key), kind)]
+    return f"its {wrong[0]} is not sound" if wrong else None
+
+
+def way_out(folder: Path) -> str:
+    """How to go on where last.pt cannot be used."""
+    older = folder / OLDER
+    try:
+        epochs = checkpoint.load(older)["progress"]["epoch"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"No older one is whole beside it: start a new run under another --exp_name, from {folder}/best.pth"
+    return (
+        f"The one before it is whole, of {epochs} epochs: put it in its place and resume again: "
+        f"mv {shlex.quote(str(older))} {shlex.quote(str(folder / 'last.pt'))}"
+    )
 
 
 class RunLog:
@@ -364,7 +414,11 @@ class RunLog:
             return
         path = run.folder / "log.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if logged_step(line) <= steps_done]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+                if logged_step(line) <= steps_done
+            ]
             checkpoint.write_whole("".join(line + "\n" for line in kept).encode(), path)
         # Written line by line, so that a killed run keeps its log.
         self.file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
@@ -436,6 +490,6 @@ def interrupts_held_back() -> Iterator[None]:
 
 def logged_step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the line that a killed run was writing
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the line that a killed run was writing
         return math.inf

@@ -18,6 +18,7 @@ from models.weights import (
     load_network,
     load_weights,
     segmenter_dataset_head,
+    segmenter_heads,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "load_weights",
     "segmenter",
     "segmenter_dataset_head",
+    "segmenter_heads",
 ]

@@ -82,7 +82,8 @@ class VisionTransformer(nn.Module):
 
     patch          side of a patch, pixels; H and W are multiples of it
     grid           side of the position embedding in patches; for images of another size it is resized bilinearly
-    heads          the released weights have 16, which is odd: a ViT-B has 12. No file tells the number.
+    heads          the released weights have 16, which is odd: a ViT-B has 12. No key or shape tells the
+                   number: it travels in a state_dict's metadata, which torch saves and strict loading passes over
     drop_path      share of samples that the last block's branches leave out in training; rises linearly from 0
     checkpointing  compute blocks again in training's backward pass instead of keeping what they computed
     """
@@ -99,7 +100,8 @@ class VisionTransformer(nn.Module):
     ):
         super().__init__()
         self.checkpointing = checkpointing
-        self.patch, self.width, self.grid = patch, width, grid
+        self.patch, self.width, self.grid, self.heads = patch, width, grid, heads
+        self.register_state_dict_post_hook(note_heads)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
         self.patch_embed = nn.Module()  # the released keys read patch_embed.proj.NAME
@@ -123,6 +125,11 @@ class VisionTransformer(nn.Module):
         for block in self.blocks:
             tokens = compute(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
         return self.norm(tokens)[:, 1:]  # without the class token, which stands first
+
+
+def note_heads(encoder: VisionTransformer, state_dict: dict, prefix: str, metadata: dict) -> None:
+    """Beside the version that torch notes of every module; see noted_numbers in models/weights.py."""
+    metadata["heads"] = encoder.heads
 
 
 def start_linear(module: nn.Module) -> None:

@@ -30,6 +30,12 @@ IMAGENET_VIT = (
     "https://drive.google.com/file/d/1AlCpbDZhFiZ99teZKXu80OnskWagnvw4/view"
 )
 IMAGENET_VIT_GRID = 24  # 384 pixels in patches of 16
+CLASS_KEYS = {  # a tensor in the weights whose first dimension is the number of classes
+    "ldn121": "logits.conv.weight",
+    "deeplabv3plus": "final.6.weight",
+    "segmenter": "model.decoder.mask_norm.weight",
+}
+RELEASED_HEADS = 16  # of the encoder of released Segmenters
 SEGMENTER_DATASET_HEADS = {"decoder": "model.decoder_th.", "linear": "model.logits_ood."}  # kind -> key prefix
 
 
@@ -110,6 +116,30 @@ def segmenter_dataset_head(path: str | Path) -> str | None:
     return None
 
 
+def number_of_classes(path: str | Path, network: str) -> int:
+    """K of a weight file of the network (see CLASS_KEYS). Raises ValueError where it is another network's."""
+    weights = read_state_dict(path)
+    if CLASS_KEYS[network] not in weights:
+        raise WrongInput(f"{path} does not fit {network}: it has no {CLASS_KEYS[network]}. Is it another --network's?")
+    return len(weights[CLASS_KEYS[network]])
+
+
+def segmenter_heads(path: str | Path) -> int:
+    """Attention heads of the encoder of a Segmenter's weight file; a file that does not say is a released one."""
+    return noted_numbers(read_state_dict(path)).get("model.encoder.heads", RELEASED_HEADS)
+
+
+def noted_numbers(state_dict: dict[str, Tensor]) -> dict[str, int]:
+    """{module.name: number}, what a network noted of itself beside its weights, such as heads that no shape tells."""
+    metadata = getattr(state_dict, "_metadata", {})
+    return {
+        f"{module}.{name}": number
+        for module, noted in metadata.items()
+        for name, number in noted.items()
+        if name != "version"
+    }
+
+
 def load_weights(model: nn.Module, path: str | Path, new: tuple[str, ...] = (), source: str = RELEASED) -> nn.Module:
     """Load a weight file into the model and return it.
 
@@ -155,7 +185,7 @@ def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) 
     """Fill `model.backbone` with torchvision's ImageNet DenseNet-121, from a local file or torchvision's cache.
 
     Both spellings are read: torchvision's own (norm1) and that of the published file (norm.1). The last norm and
-    the classifier are left out: the network has neither.
+    the classifier are left out: the network has neither. Instead, weights of the whole network fill all of it.
     """
     if path is None:
         path = Path(torch.hub.get_dir(), "checkpoints", DENSENET121_URL.rsplit("/", 1)[1])
@@ -167,9 +197,13 @@ def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) 
                     f"ImageNet weights of DenseNet-121 could not be downloaded ({error}); get {DENSENET121_URL} "
                     f"and put it at {path}, or give its place with --init FILE"
                 ) from error
+    weights = read_state_dict(path)
+    if any(key.startswith("backbone.") for key in weights):
+        fit_state_dict(model, weights, path)
+        return model
     # The published file is older than BatchNorm's counters.
     features = {key: value for key, value in model.backbone.state_dict().items() if key.endswith("batches_tracked")}
-    for key, value in read_state_dict(path).items():
+    for key, value in weights.items():
         key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
         if not key.startswith(("classifier.", "features.norm5.")):
             features[key] = value
@@ -181,17 +215,20 @@ def load_imagenet_vit(model: nn.Module, path: str | Path, source: str = IMAGENET
     """Fill the encoder of a Segmenter with the ImageNet weights of a ViT-B/16 for 384x384, and return the model.
 
     path    a plain state_dict with timm's names. Its position embedding of 24x24 patches is resized bilinearly to the
-            encoder's grid, the class token's row is kept.
+            encoder's grid, the class token's row is kept. Instead, weights of a whole Segmenter fill all of it.
     source  where the file is to be had, for the errors
     raises  FileNotFoundError where there is no file, ValueError where it does not fit the encoder
     """
     encoder = model.model.encoder
     weights = read_state_dict(path, source)
+    if any(key.startswith("model.encoder.") for key in weights):
+        fit_state_dict(model, weights, path)
+        return model
     positions = weights.get("pos_embed")
     if positions is not None and positions.shape == (1, 1 + IMAGENET_VIT_GRID**2, encoder.width):
         weights = weights | {"pos_embed": resize_positions(positions, (encoder.grid, encoder.grid))}
     try:
-        fit_state_dict(encoder, weights, path)
+        fit_state_dict(encoder, dict(weights), path)  # whose heads may be others: the release trains 16 from 12
     except ValueError as error:
         raise WrongInput(f"{error} ({source})") from None
     return model
@@ -214,6 +251,20 @@ def fit_state_dict(module: nn.Module, state_dict: dict[str, Tensor], path: str |
             f"{path} does not fit {type(module).__name__}: {told}. Is it another model's file, or has it "
             "another number of classes?"
         )
+    for key, value in state_dict.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise WrongInput(
+                f"{path} holds {int((~value.isfinite()).sum())} values of {key} that are NaN or infinite; take the "
+                "weights of a training that ended well, or fetch the file again"
+            )
+    noted = noted_numbers(state_dict)
+    for key, number in noted_numbers(own).items():
+        if noted.get(key, number) != number:
+            name = key.rpartition(".")[2]
+            raise WrongInput(
+                f"{path} was trained with {noted[key]} {name}, and the network here has {number}: give "
+                f"--{name} {noted[key]}"
+            )
     module.load_state_dict(state_dict, strict=False)  # what strict would refuse was looked at above
 
 

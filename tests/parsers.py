@@ -67,8 +67,9 @@ def spare_networks(script, monkeypatch):
     instead = dict.fromkeys(["segmenter", "denseflow_25_6", "deeplabv3plus", "ladder_densenet121"], Network)
     instead |= dict.fromkeys(["load_weights", "load_imagenet_vit"], lambda network, file, **choices: network)
     instead |= {"load_network": lambda build, file: build()}
-    instead |= {"segmenter_dataset_head": lambda file: "decoder", "has_dataset_head": lambda file: True}
-    monkeypatch.setattr("engine.flow.sha256", lambda file: "digest")
+    instead |= {"segmenter_dataset_head": lambda file: "decoder", "segmenter_heads": lambda file: 16}
+    instead |= {"has_dataset_head": lambda file: True}
+    instead |= {"number_of_classes": lambda file, network: 12, "has_outliers": lambda dataset: True}
     for name, spared in instead.items():
         if hasattr(script, name):
             monkeypatch.setattr(script, name, spared)

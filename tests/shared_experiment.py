@@ -26,6 +26,7 @@ NUMBERS = {
     "crop_size": 32, "scale": [0.5, 2.0], "statistics_batches": 0, "accumulation": 1,
     "checkpointing": False, "sync_batchnorm": False, "adam_eps": 1e-8, "beta": 0.3, "ignored_are_inliers": False,
     "likelihood_margin": None, "negative_resize": 24, "negative_scale": [1.0, 1.0], "negative_size": 20,
+    "negative_antialias": True,
 }  # fmt: skip
 
 

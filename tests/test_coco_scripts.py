@@ -264,7 +264,10 @@ def test_a_run_writes_its_folder(runs, coco):
     for kind, folder in runs.items():
         written = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
         pictures = {"pictures"} if kind == "flow" else set()
-        assert written == {"recipe.yaml", "log.jsonl", "last.pt", "best.pth"} | finals[kind] | pictures
+        assert (
+            written
+            == {"recipe.yaml", "log.jsonl", "last.pt", "last.pt.1", "lock", "best.pth"} | finals[kind] | pictures
+        )
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
         assert recipe["command"].startswith(f"python {SCRIPTS[kind].__name__}.py --dataroot {coco} --exp_name {kind}")
         assert recipe["recipe"]["changed"]["window_stride"] == STRIDE
@@ -425,11 +428,36 @@ def test_the_recipe_and_the_flags_reach_the_experiment(kind, experiment):
     assert image.shape == (3, 24, 24) and labels.shape == (24, 24) and "known_2" in name
     assert tried.best == ("mIoU" if kind == "closed" else "AP")
     assert tried.model.model.encoder.blocks[0].attn.heads == 16
-    assert experiment(kind, "--heads", "12").model.model.encoder.blocks[0].attn.heads == 12
     assert not Path("logs", kind).exists()
 
 
-# From ImageNet
+def test_heads_travel_with_the_weights_and_another_number_is_refused(world, experiment, runs, in_tmp):
+    torch.manual_seed(5)
+    twelve = small_segmenter(K, hybrid=False, heads=12).state_dict()
+    weights, wrapped, without = (in_tmp / name for name in ("final.pth", "last.pt", "without.pth"))
+    torch.save(twelve, weights)
+    torch.save({"model": twelve}, wrapped)
+    torch.save(dict(twelve), without)  # a file that does not say has 16, as released
+    told = r"final\.pth was trained with 12 heads, and the network here has 16: give --heads 12"
+    for kind in ("hybrid", "flow"):
+        with pytest.raises(ValueError, match=told):
+            experiment(kind, "--model", str(weights))
+        tried = experiment(kind, "--model", str(weights), "--heads", "12")
+        assert tried.model.model.encoder.blocks[0].attn.heads == 12
+
+    def figures(path, *flags):
+        results = evaluate_osr_coco.main(world.flags("osr", *flags, model=path))
+        return {key: results[key] for key in ("AP", "AUROC", "threshold", "mIoU")}
+
+    assert figures(weights) == figures(weights, "--heads", "12") == figures(without, "--heads", "12")
+    assert figures(weights) != figures(without)
+    with pytest.raises(ValueError, match=told):
+        figures(weights, "--heads", "16")
+    assert figures(wrapped) == figures(weights)
+    for name in ("final.pth", "best.pth"):
+        trained = torch.load(runs["closed"] / name, weights_only=True)
+        assert trained._metadata["model.encoder"]["heads"] == 16
+        assert trained.keys() == twelve.keys()
 
 
 def test_a_missing_imagenet_file_is_named_with_its_place(world, in_tmp):
@@ -455,8 +483,8 @@ def test_the_encoder_starts_from_the_imagenet_file_in_the_working_directory(worl
     torch.save(weights, "named.pth")
     os.remove("vit_base_p16_384.pth")
     assert same(dict(experiment("closed", "--init", "named.pth").model.model.encoder.state_dict()), dict(found))
-    with pytest.raises(ValueError, match=r"closed.*final\.pth does not fit VisionTransformer.*vit_base_p16_384\.pth"):
-        experiment("closed", "--init", str(world.model))
+    goes_on = experiment("closed", "--init", str(world.model)).model.state_dict()
+    assert same(dict(goes_on), torch.load(world.model, weights_only=True))  # of a whole Segmenter, all is taken
 
 
 @pytest.mark.parametrize("kind", ["closed", "hybrid", "flow"])

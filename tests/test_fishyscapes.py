@@ -173,7 +173,7 @@ def test_a_last_batch_of_one_image_is_refused_before_the_training(narrow, ade20k
 def test_the_19_class_ldn_is_scored_on_lost_and_found_when_named(in_tmp):
     torch.save(ladder_densenet121(19).state_dict(), "ldn.pth")
     command = f"--dataroot {lost_and_found(in_tmp / 'lf')} --dataset lf --folder out --params ldn.pth --workers 0"
-    with pytest.raises(ValueError, match="does not fit DeepLabV3Plus"):
+    with pytest.raises(ValueError, match="does not fit deeplabv3plus"):
         evaluate_ood.main([*command.split(), "--pictures", "0"])
     assert evaluate_ood.main([*command.split(), "--network", "ldn121"])["network"] == "ldn121"
 

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_data import MEAN, Pictures, ramp, smooth_noise
 from torch.utils.data import Dataset
 
@@ -654,3 +655,23 @@ def test_photographs_of_many_sizes_with_several_negatives_are_a_function_of_the_
 
     assert all(a.equal(b) for a, b in zip(draw(1), draw(1), strict=True))
     assert len({draw(seed)[4].numpy().tobytes() for seed in range(20)}) > 10
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_negatives_are_smoothed_before_they_are_shrunk_or_as_in_the_release_not(antialias):
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randint(0, 256, (3, 96, 96), generator=generator, dtype=torch.uint8)
+
+    class OneImage:
+        mean_colour = (0, 0, 0)
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return image, torch.zeros(96, 96, dtype=torch.uint8), "noise"
+
+    patch, _, _ = MaskedPatches(OneImage(), 24, 24, antialias=antialias)[0]
+    shrunk = F.interpolate(image[None].float(), (24, 24), mode="bilinear", antialias=antialias)[0]
+    assert (patch.float() - shrunk).abs().max() <= 1
+    assert antialias == (patch.float().std() < image.float().std() / 3)

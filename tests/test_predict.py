@@ -24,6 +24,7 @@ from data import COCO20, Cityscapes, StreetHazards
 from data.files import read_photograph
 from engine import SlidingWindows, run_script
 from engine.pictures import HEAT, UNKNOWN_COLOUR, heat_range, heat_sample, score_png
+from errors import message_of
 from models import ladder_densenet121
 from models.segmenter import Segmenter
 from models.vit import VisionTransformer
@@ -317,6 +318,34 @@ def test_other_settings_are_refused(photographs, random_weights):
     assert report() == lines
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe"])
+def test_damaged_settings_are_told_in_one_line(content, in_tmp):
+    Path("out").mkdir()
+    Path("out/settings.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"out/settings\.json is damaged, .*; choose another --folder") as refused:
+        predict.open_folder(Path("out"), {"score": "hybrid"})
+    assert message_of(refused.value)
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_result_that_is_empty_or_cut_short_is_done_anew(kept, photographs, random_weights, passes):
+    run(random_weights["hybrid"])
+    path, count = Path("out/closed/b/c.png.png"), len(passes)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with open("out/report.jsonl", "a") as torn:
+        torn.write('[1]\n{"name": 3}\n{"name": "a.png"}\n')
+    run(random_weights["hybrid"])
+    assert path.read_bytes() == whole and len(passes) - count == 2  # that of the line without a status, too
+
+
+def test_earlier_results_inside_the_input_are_no_inputs(photographs, random_weights, capsys):
+    lines = run(random_weights["hybrid"])
+    shutil.move("out", "in/b/earlier")
+    assert run(random_weights["hybrid"]).keys() == lines.keys()
+    assert "in/b/earlier holds results of predict.py, which are left out" in capsys.readouterr().out
+
+
 def test_a_folder_of_other_content_is_refused(photographs, random_weights):
     draw("out/heat/mine.png")
     with pytest.raises(FileExistsError, match=r"out was not made by predict\.py, having no settings\.json but heat"):
@@ -370,7 +399,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_with_the_way_out(photogra
 
 def test_scores_that_are_no_numbers_are_no_result(photographs, random_weights):
     weights = torch.load(random_weights["hybrid"], weights_only=True)
-    weights["logits.conv.bias"][:] = torch.nan
+    weights["logits.conv.weight"][:] = 3e38  # whose products are infinite
     torch.save(weights, "nan.pth")
     with pytest.raises(SystemExit, match="3 inputs failed"):
         run("nan.pth")
@@ -703,6 +732,9 @@ def test_the_threshold_is_taken_from_evaluate_osr_coco(segmenter_weights):
         ('{"pooled": {"hybrid": {"threshold95": null}}}', "has None for the threshold of hybrid: was there no pixel"),
         ('{"pooled": {"hybrid": {}}}', "has None for the threshold of hybrid"),
         ('{"score": "hybrid", "threshold": "1"}', "has '1' for the threshold of hybrid"),
+        ('{"score": "hybrid", "threshold": true}', "has True for the threshold of hybrid"),
+        ('{"score": "hybrid", "threshold": [1]}', r"has \[1\] for the threshold of hybrid"),
+        ('{"score": "hybrid", "threshold": 1%s}' % ("0" * 400), "has 10+ for the threshold of hybrid"),
         ('{"score": "entropy", "threshold": 1}', "threshold for the score entropy, and the score here is hybrid"),
     ],
 )
@@ -719,6 +751,16 @@ def test_a_calibration_of_an_earlier_version_has_no_range_of_heat(in_tmp, capsys
     Path("w.pth").touch()
     assert predict.read_calibration(Path("c.json"), "hybrid", "w.pth") == (-2.5, None)
     assert "found for other.pth, the weights here, w.pth, are others" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "heat", ["[2, 1]", "[1, 1]", "[1]", "[1, 2, 3]", "[false, true]", "[null, 1]", "7", '"ab"', f"[0, 1{'0' * 400}]"]
+)
+def test_a_range_of_heat_that_is_none_is_said_and_not_taken(heat, in_tmp, capsys):
+    Path("c.json").write_text(f'{{"score": "hybrid", "threshold": 1, "heat_range": {{"hybrid": {heat}}}}}')
+    Path("w.pth").touch()
+    assert predict.read_calibration(Path("c.json"), "hybrid", "w.pth") == (1.0, None)
+    assert "note: c.json has no heat_range that can be used" in capsys.readouterr().out
 
 
 def test_a_range_of_heat_is_that_of_all_frames_by_samples_of_them():

@@ -11,6 +11,7 @@ from tiny import log_of, read_weights, steps_of
 from torch import nn
 
 from engine import RealNegativesRecipe
+from engine.processes import launch_command
 from engine.step import smallest_part
 
 SCRIPT = Path(__file__).with_name("shared_experiment.py")
@@ -50,7 +51,7 @@ def test_one_process_writes_and_talks(shared):
     root, printed = shared
     assert printed.count("epoch 1/2") == 2 and printed.count("finished: ") == 2
     files = {path.name for path in (root / "processes").iterdir() if not path.name.startswith("events")}
-    assert files == {"recipe.yaml", "log.jsonl", "last.pt", "best.pth", "final.pth"}
+    assert files == {"recipe.yaml", "log.jsonl", "last.pt", "last.pt.1", "lock", "best.pth", "final.pth"}
     assert len([*(root / "processes").glob("events*")]) == 1
 
 
@@ -101,3 +102,21 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused(changes, message, monkeypat
         return
     with pytest.raises(ValueError, match=message):
         smallest_part(10, recipe)
+
+
+@pytest.mark.parametrize(
+    ("launched", "command"),
+    [
+        ({}, "python a.py --x 1"),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "1"},
+         "torchrun --nproc_per_node 1 a.py --x 1"),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"},
+         "torchrun --nnodes 2 --nproc_per_node 4 a.py --x 1"),
+    ],
+)  # fmt: skip
+def test_a_command_is_recorded_with_what_started_it(launched, command, monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert launch_command("some/where/a.py", ["--x", "1"]) == command

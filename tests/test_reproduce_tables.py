@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import reproduce_tables
+from errors import message_of
 
 
 def config(folder, **runs):
@@ -75,8 +76,18 @@ def test_other_flags_or_other_weights_are_not_done_before(in_tmp):
     assert command[:3] == ["evaluate_ood.py", "--dataset", "lf"] and "--params" in command
     record = {"command": shlex.join(["python", "some/where/evaluate_ood.py", *command[1:]]), "weights_sha256": digest}
     (folder / "results.json").write_text(json.dumps({"record": record}))
-    (folder / "table.md").write_text("")
+    (folder / "table.md").write_text("figures\n\n| score |\n|-------|\n")
     assert reproduce_tables.is_done(folder, command, weights)
+    for damaged in ("", "[1]", '{"record": 3}', '{"record": {}}', '{"record": {"command": 3, "weights_sha256": ""}}',
+                    '{"record": {"command": "python", "weights_sha256": "a"}}', '{"figures": 1}', "\xff"):  # fmt: skip
+        (folder / "results.json").write_text(damaged, encoding="latin-1")
+        assert not reproduce_tables.is_done(folder, command, weights), damaged
+    (folder / "results.json").write_text(json.dumps({"record": record}))
+    table = (folder / "table.md").read_bytes()
+    for damaged in (b"", b"\xff\xfe"):
+        (folder / "table.md").write_bytes(damaged)
+        assert not reproduce_tables.is_done(folder, command, weights)
+    (folder / "table.md").write_bytes(table)
     assert not reproduce_tables.is_done(folder, [*command, "--pooled"], weights)
     weights.write_bytes(b"two")
     assert not reproduce_tables.is_done(folder, command, weights)
@@ -113,3 +124,19 @@ def test_a_file_without_tables_is_refused(in_tmp, text, told):
         reproduce_tables.main(["--config", "t.yaml", "--folder", "out"])
     with pytest.raises(FileNotFoundError, match=r"no file none.yaml; --config"):
         reproduce_tables.main(["--config", "none.yaml", "--folder", "out"])
+
+
+@pytest.mark.parametrize("content", [b"lf:\n\tdataroot: a\n", "lf: {dataroot: ä}".encode("latin-1"), b"\xff\xfel\0f\0"])
+def test_a_file_with_tabs_or_of_another_encoding_is_told_in_one_line(in_tmp, content):
+    (in_tmp / "t.yaml").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"(?s)t\.yaml cannot be read as YAML: .*in UTF-8, and indent with spaces"
+    ) as refused:
+        reproduce_tables.main(["--config", "t.yaml", "--folder", "out"])
+    assert message_of(refused.value) and "\n" not in message_of(refused.value)
+
+
+def test_a_file_with_a_byte_order_mark_is_read(in_tmp):
+    (in_tmp / "t.yaml").write_bytes(b"\xef\xbb\xbflf: {dataroot: nowhere, weights: missing.pth}")
+    with pytest.raises(ValueError, match=r"lf: no folder nowhere"):
+        reproduce_tables.main(["--config", "t.yaml", "--folder", "out"])

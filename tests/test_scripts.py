@@ -1,6 +1,7 @@
 """Each script for real, on a world drawn for the occasion."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import yaml
 from conftest import HEIGHT, WIDTH, save_random_weights
 from PIL import Image
 
+import evaluate_closed_set
 import evaluate_ood
 import evaluate_osr_sh
 import ldn_streethazards
@@ -167,6 +169,67 @@ def test_resuming_a_finished_training_changes_nothing(closed_run, street_hazards
     before, after = (torch.load(run / "final.pth", weights_only=True) for run in (closed_run, Path("logs/closed")))
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert log_of(closed_run) == log_of(Path("logs/closed"))
+
+
+def test_a_run_goes_on_with_the_weights_data_and_negatives_that_it_began_with(
+    closed_run, hybrid_run, street_hazards, ade20k, own_world, in_tmp
+):
+    run = Path(shutil.copytree(hybrid_run, "logs/hybrid"))
+    other_weights, renamed = shutil.copy(hybrid_run / "final.pth", "other.pth"), in_tmp / "renamed"
+    shutil.copytree(ade20k, renamed)
+    for folder in ("images", "annotations"):
+        first = min((renamed / folder / "training").iterdir())
+        first.rename(first.with_stem("renamed"))
+    one_more = Path(own_world, "train", "images", "training")
+    frame = min(one_more.rglob("*.png"))
+    for path in (frame, own_world / "train" / "annotations" / frame.relative_to(own_world / "train" / "images")):
+        path.rename(path.with_stem("renamed"))
+
+    def resume(world, negatives, weights, *flags):
+        ldn_streethazards_finetune.main(hybrid_flags(world, negatives, weights, "--resume", *flags))
+
+    given = street_hazards, ade20k, closed_run / "final.pth"
+    digest = hashlib.sha256(Path(other_weights).read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=rf"other inputs: model was .* and is 'other\.pth, SHA-256 {digest[:12]}'"):
+        resume(*given[:2], other_weights)
+    for others in ((street_hazards, renamed), (own_world, ade20k)):
+        with pytest.raises(
+            ValueError, match=r"other inputs: training_files was '14 files, SHA-256 .*' and is '14 files"
+        ):
+            resume(*others, given[2])
+    with pytest.raises(ValueError, match=r"other inputs: neg_dataroot was .* and is 'not given'; neg_images was"):
+        flags = hybrid_flags(*given, "--resume")
+        ldn_streethazards_finetune.main([word.replace("--neg_dataroot", "--neg_images") for word in flags])
+    before = yaml.safe_load((run / "recipe.yaml").read_text())
+
+    moved = shutil.copytree(ade20k, in_tmp / "moved"), shutil.copy(given[2], "moved.pth")
+    resume(street_hazards, *moved)  # the same files at other places
+    assert yaml.safe_load((run / "recipe.yaml").read_text()) == before
+    resume(street_hazards, renamed, other_weights, "--other_inputs")
+    after = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert after["inputs_before"] == [{"until_epoch": 1, **before["inputs"]}]
+    assert after["inputs"]["model"] == {"file": "other.pth", "sha256": digest}
+    resume(street_hazards, renamed, other_weights)  # which is now what it goes on with
+    with pytest.raises(ValueError, match="other inputs: model"):
+        resume(*given)
+
+
+def test_more_epochs_are_another_run_that_begins_with_the_weights_of_the_first(
+    closed_run, hybrid_run, street_hazards, ade20k, in_tmp
+):
+    shutil.copytree(hybrid_run, "logs/hybrid")
+    flags = hybrid_flags(street_hazards, ade20k, closed_run / "final.pth", "--resume", "--epochs", "2")
+    with pytest.raises(ValueError, match=r"epochs was 1 and is 2; .*: --model logs/hybrid/final\.pth"):
+        ldn_streethazards_finetune.main(flags)
+    shutil.copytree(closed_run, "logs/closed")
+    flags = closed_set_flags(street_hazards)
+    with pytest.raises(ValueError, match=r"epochs was 1 and is 2; .*: --init logs/closed/final\.pth"):
+        ldn_streethazards.main([*flags, "--resume", "--epochs", "2"])
+    flags[flags.index("closed")], flags[flags.index("none")] = "further", "logs/closed/final.pth"
+    ldn_streethazards.main([*flags, "--lr", "1e-12", "--lr_min", "0"])
+    before, after = (torch.load(Path("logs", name, "final.pth"), weights_only=True) for name in ("closed", "further"))
+    weights = [key for key in before if key.endswith(("weight", "bias"))]
+    assert max((before[key] - after[key]).abs().max() for key in weights) < 1e-6
 
 
 def test_the_optimizer_and_every_flag_of_the_original_reach_the_run(street_hazards, ade20k, random_weights, in_tmp):
@@ -348,11 +411,65 @@ def test_a_score_that_the_weights_cannot_give_is_refused(score, random_weights, 
     assert not Path("out").exists() and not Path("results").exists()
 
 
+def test_a_score_that_the_weights_cannot_give_is_refused_before_the_data_are_looked_for(random_weights, in_tmp):
+    with pytest.raises(ValueError, match=r"--score hybrid: .* has no dataset head"):
+        evaluate_osr_sh.main(osr_flags("nowhere", random_weights["closed"], "--score", "hybrid"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_every_script(value, street_hazards, ade20k, random_weights, in_tmp):
+    weights = torch.load(random_weights["hybrid"], weights_only=True)
+    weights["logits.conv.weight"][3, 2] = value
+    torch.save(weights, "nan.pth")
+    for main, flags in (
+        (evaluate_ood.main, ood_flags(street_hazards, "nan.pth")),
+        (evaluate_osr_sh.main, osr_flags(street_hazards, "nan.pth")),
+        (ldn_streethazards_finetune.main, hybrid_flags(street_hazards, ade20k, "nan.pth")),
+        (evaluate_closed_set.main, ["--dataroot", str(street_hazards), "--dataset", "street-hazards", "--folder", "out",
+                                    "--params", "nan.pth", "--device", "cpu", "--workers", "0"]),
+    ):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=r"nan\.pth holds 1 values of logits\.conv\.weight that are NaN or infinite"
+        ):
+            main(flags)
+    assert not Path("logs").exists()
+
+
+def test_results_of_other_weights_are_not_replaced(street_hazards, random_weights, in_tmp):
+    evaluate_osr_sh.main(osr_flags(street_hazards, random_weights["hybrid"], "--pictures", "0"))
+    results = Path("results/evaluate_osr_sh/results.json")
+    before = results.read_bytes()
+    evaluate_osr_sh.main(
+        osr_flags(street_hazards, shutil.copy(random_weights["hybrid"], "same.pth"), "--pictures", "0")
+    )
+    assert json.loads(results.read_text())["weights"] == "same.pth"
+    before = results.read_bytes()
+    told = r"results/evaluate_osr_sh holds the results of other weights, same\.pth; give a --folder"
+    for main, flags in (
+        (evaluate_osr_sh.main, osr_flags(street_hazards, random_weights["closed"])),
+        (evaluate_ood.main, ood_flags(street_hazards, random_weights["closed"], "--folder", str(results.parent))),
+        (evaluate_closed_set.main, ["--dataroot", str(street_hazards), "--dataset", "street-hazards", "--folder",
+                                    str(results.parent), "--params", str(random_weights["closed"])]),
+    ):  # fmt: skip
+        with pytest.raises(FileExistsError, match=told):
+            main(flags)
+    assert results.read_bytes() == before
+
+
+def test_a_town_without_outliers_is_told_before_the_network_runs(own_world, random_weights, in_tmp, monkeypatch):
+    for path in (own_world / "test" / "annotations" / "test" / "t6").rglob("*.png"):
+        Image.fromarray(np.ones_like(np.array(Image.open(path)))).save(path)
+    monkeypatch.setattr(evaluate_osr_sh, "evaluated_frames", lambda *_: pytest.fail("the network ran"))
+    with pytest.raises(ValueError, match="town t6 has no outlier pixel"):
+        evaluate_osr_sh.main(osr_flags(own_world, random_weights["hybrid"]))
+
+
 def test_wrong_weights_are_refused(street_hazards, ade20k, in_tmp):
     torch.save({"weight": torch.ones(3)}, "wrong.pth")
     save_random_weights("cityscapes.pth", hybrid=True, num_classes=19)
     Path("text.pth").write_text("no weights")
-    message = {"wrong.pth": "does not fit LadderDenseNet", "cityscapes.pth": r"\(19, 128, 1, 1\) instead of \(12,",
+    message = {"wrong.pth": "does not fit (LadderDenseNet|ldn121)",
+               "cityscapes.pth": r"\(19, 128, 1, 1\) instead of \(12,",
                "text.pth": "cannot be read as a weight file"}  # fmt: skip
     for path in message:
         for main, flags in (
@@ -360,6 +477,8 @@ def test_wrong_weights_are_refused(street_hazards, ade20k, in_tmp):
             (evaluate_osr_sh.main, osr_flags(street_hazards, path)),
             (ldn_streethazards_finetune.main, hybrid_flags(street_hazards, ade20k, path)),
         ):
+            if (main, path) == (evaluate_ood.main, "cityscapes.pth"):
+                continue  # whose number of classes does not matter
             with pytest.raises(ValueError, match=rf"{path} .*{message[path]}|{path} {message[path]}"):
                 main(flags)
     with pytest.raises(FileNotFoundError, match=r"no weight file nowhere\.pth"):

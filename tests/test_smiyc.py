@@ -1,5 +1,8 @@
 """AnomalyTrack, ObstacleTrack and RoadAnomaly on made files in their layouts."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -207,3 +210,41 @@ def test_evaluate_ood_gives_pooled_figures_and_those_of_components(in_tmp, name,
     for key in ("sIoU", "PPV", "F1"):
         assert components[key] == figures[key] == pytest.approx(expected[key], rel=2e-2, abs=2e-2, nan_ok=True)
     assert "sIoU %" in (in_tmp / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["anomaly-track", "obstacle-track"])
+def test_without_outliers_what_is_defined_is_given_and_the_rest_left_empty(name, in_tmp, capsys):
+    root = smiyc(in_tmp / "track", "png")
+    for path in root.glob("labels_masks/*_semantic.png"):
+        write(path, 255 * np.asarray(Image.open(path)).clip(0, 1))  # outliers written as 255, which is ignored
+    save_random_weights("ldn.pth", hybrid=True, num_classes=19)
+    command = (
+        f"--dataroot {root} --dataset {name} --folder out --params ldn.pth --network ldn121 --workers 0 --pictures 2"
+    )
+    evaluate_ood.main([*command.split(), "--device", "cpu"])
+    assert f"note: no label map of {root} has an outlier pixel" in capsys.readouterr().out
+    results = json.loads(Path("out/results.json").read_text())
+    figures = results["pooled"]["hybrid"]
+    assert [figures[key] for key in ("AP", "AUROC", "FPR95", "threshold95", "sIoU", "PPV", "F1")] == [None] * 7
+    assert figures["inlier_pixels"] == results["pixels"]["inlier"] > 0 == results["pixels"]["outlier"]
+    assert results["components"]["hybrid"]["true_components"] == 0
+    assert "nan" not in Path("out/table.md").read_text().lower()
+
+
+@pytest.mark.parametrize("num_classes", [12, 20, 7])
+def test_weights_of_any_number_of_classes_are_tried_on_a_benchmark(num_classes, in_tmp):
+    root = smiyc(in_tmp / "track", "png")
+    save_random_weights("ldn.pth", hybrid=True, num_classes=num_classes)
+    command = f"--dataroot {root} --dataset anomaly-track --folder out --params ldn.pth --network ldn121 --workers 0"
+    results = evaluate_ood.main([*command.split(), "--device", "cpu", "--pictures", "2"])
+    model = load_weights(ladder_densenet121(num_classes), "ldn.pth").eval().to(memory_format=torch.channels_last)
+    scores, truths = [], []
+    for number in range(3):
+        image = torch.from_numpy(picture(number)).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            scores.append(hybrid_score(*model(image.contiguous(memory_format=torch.channels_last))).flatten().numpy())
+        truths.append(truth(number, 1, 255).ravel())
+    scores, truths = np.concatenate(scores), np.concatenate(truths)
+    expected = sklearn.metrics.average_precision_score(truths[truths < 255], scores[truths < 255])
+    assert results["pooled"]["hybrid"]["AP"] == pytest.approx(expected, abs=1e-6)
+    assert Path("out/index.html").exists()
