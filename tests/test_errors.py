@@ -111,7 +111,7 @@ def test_a_copy_inside_an_environments_folder_shows_one_line_too(tmp_path):
         shutil.copy(path, copy)
     command = [sys.executable, copy / "evaluate_osr_sh.py", "--dataroot", "gone", "--model", "x.pth"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: no folder gone"), done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("error: no weight file x.pth"), done.stderr
     assert done.stderr.count("\n") == 1
 
 
