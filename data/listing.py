@@ -45,14 +45,14 @@ class Listing(NamedTuple):
     no_files: list[Path]  # what ends so and is none: pipes, devices, sockets, links to nothing; see why_no_file
     others: list[Path]  # what ends otherwise
     hidden: list[Path]  # left out: folders, and files that end as asked, with the name of something hidden
-    loops: list[Path]  # left out: links to a folder that they lie in
+    loops: list[Path]  # left out: folders that were entered by another way, such as links to a folder above or beside
     folders: list[Path]  # folders whose names end as asked; what is in them is listed as elsewhere
 
     def left_out(self) -> dict[str, list[Path]]:
         """For say_left_out."""
         return {
             "hidden or a system's": self.hidden,
-            "linked to a folder above": self.loops,
+            "a folder that is listed already": self.loops,
             "a folder by the name of an image": self.folders,
         }
 
@@ -64,14 +64,15 @@ def files_below(root: Path, endings: tuple[str, ...]) -> Listing:
     raises   OSError for a folder that cannot be read
     """
     listing = Listing([], [], [], [], [], [])
-    pending: list[tuple[Path, frozenset]] = [(root, frozenset())]  # folders, and which folders they lie in
-    while pending:
-        folder, above = pending.pop()
+    pending, linked, entered = [root], [], set()
+    while pending or linked:
+        folder = (pending or linked).pop()  # links last: a folder keeps its own name where a link leads there, too
         try:
             this = identity(folder)
-            if this in above:
+            if this in entered:
                 listing.loops.append(folder)
                 continue
+            entered.add(this)
             with os.scandir(folder) as entries:
                 found = [(folder / entry.name, kind_of(entry)) for entry in entries]
         except OSError as error:
@@ -85,7 +86,7 @@ def files_below(root: Path, endings: tuple[str, ...]) -> Listing:
                 if kind == "folder" or wanted:
                     listing.hidden.append(path)
             elif kind == "folder":
-                pending.append((path, above | {this}))
+                (linked if path.is_symlink() else pending).append(path)
                 if wanted:
                     listing.folders.append(path)
             elif not wanted:

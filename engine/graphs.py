@@ -20,9 +20,10 @@ class Replay:
     """compute(inputs, counts), which leaves gradients in the optimizer's weights and returns loss terms, on a GPU.
 
     Launched kernel by kernel, many networks wait for Python. The WARM_UP + 1st time that inputs of one shape come, the
-    pass is recorded, and from then on replayed for them; inputs of another shape, such as an epoch's last ones, are
-    computed as they are. Gradients and terms of a replayed pass lie in memory that the next one writes to. Where a pass
-    cannot be recorded, because something in it waits for the GPU, all passes are computed as they are, after a note.
+    pass is recorded, and from then on replayed for them; inputs of another shape, such as an epoch's last, run as they
+    are. Gradients and terms of a replayed pass lie in memory that the next one writes to. Where a pass
+    cannot be recorded, because something in it waits for the GPU or memory does not suffice beside the recording,
+    all passes are computed as they are, after a note.
     """
 
     def __init__(self, compute: Compute, optimizer: torch.optim.Optimizer):
@@ -44,8 +45,14 @@ class Replay:
         self.seen[key] += 1
         if self.graph is None and self.seen[key] > WARM_UP:
             self.record(key, inputs, counts)
-        if self.graph is None or key != self.key:
+        if self.graph is None:
             return self.compute(inputs, counts)
+        if key != self.key:
+            try:
+                return self.compute(inputs, counts)
+            except torch.OutOfMemoryError as error:  # for what is recorded keeps its memory
+                self.give_up(error, inputs[0].device)
+            return self.compute(inputs, counts)  # BatchNorm may see this batch twice
         for recorded, new in zip(self.tensors(self.inputs, self.counts), self.tensors(inputs, counts), strict=True):
             recorded.copy_(new)
         self.graph.replay()
@@ -64,9 +71,7 @@ class Replay:
             # thread_local: the thread that pins batches goes on using the GPU.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.terms = self.compute(self.inputs, self.counts)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+        except RuntimeError as error:  # also for want of memory
             self.give_up(error, inputs[0].device)
             return
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
@@ -78,13 +83,14 @@ class Replay:
         reason = str(error).splitlines()[0]
         self.forget()
         self.possible = False
+        torch.cuda.empty_cache()
         try:
             torch.rand(1, device=device)
         except RuntimeError:
             raise WrongInput(
                 f"a training step cannot be recorded as a CUDA graph ({reason}); add --no_graphs"
             ) from error
-        tqdm.write(f"note: training steps are launched kernel by kernel, for they cannot be recorded ({reason})")
+        tqdm.write(f"note: training steps are launched kernel by kernel, for they cannot be recorded: {reason}")
 
 
 def description(value: Tensor | int) -> tuple:

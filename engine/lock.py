@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -11,6 +10,11 @@ from pathlib import Path
 from types import TracebackType
 
 from errors import FileInTheWay
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 NAME = "lock"  # of the file; it stays in the folder, empty once its run has ended in order
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what file systems without locks say
@@ -32,6 +36,8 @@ class FolderLock:
         path = folder / NAME
         self.file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
         try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             taken = False
         except OSError as error:

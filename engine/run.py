@@ -314,7 +314,7 @@ def further(run: Run) -> str:
 
 
 def compare_files(run: Run, dataset: Dataset, epochs: int) -> None:
-    """Refuse other training files than before; where other inputs are accepted, write them into recipe.yaml.
+    """Refuse other training files than before; write into recipe.yaml what the run goes on with.
 
     epochs  that the run has behind it
     """
@@ -327,7 +327,9 @@ def compare_files(run: Run, dataset: Dataset, epochs: int) -> None:
     if before and differences(before, run.record["inputs"]):
         changes = [*record.get("inputs_before", []), {"until_epoch": epochs, **before}]
         record |= {"inputs": run.record["inputs"], "inputs_before": changes}
-        write_record(run.folder, record)
+    now = ("command", "device", "precision", "processes", "revision", "versions")
+    going_on = {"after_epoch": epochs} | {key: run.record[key] for key in now if key in run.record}
+    write_record(run.folder, record | {"resumed": [*record.get("resumed", []), going_on]})
 
 
 def write_record(folder: Path, record: dict) -> None:
@@ -347,6 +349,8 @@ def choose_device(name: str | None, several_processes: bool = False) -> torch.de
         raise WrongInput(f"this script was started as {world_size()} processes and runs as one: start it with python")
     try:
         device = join_processes(torch.device(name))
+        if device.type not in ("cpu", "cuda"):
+            raise WrongInput(f"--device {name}: cpu and cuda are what this runs on")
         if device.type == "cuda":
             # "cuda" alone names no GPU, and torch.cuda refuses it. What asks for no device gets the current one.
             device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)

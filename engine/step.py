@@ -15,8 +15,6 @@ from engine.processes import summed, world_size
 from engine.recipe import Recipe
 from errors import WrongInput
 
-SMALLEST_SCALE = 1.0  # of a float16 loss; it begins at 65536 and is halved where gradients overflow
-
 
 class Step(NamedTuple):
     """How a batch becomes a loss, in stages, so that the loss does not depend on how the batch is split.
@@ -119,7 +117,10 @@ class Update:
         return min(self.parts, images)
 
     def apply(self) -> dict[str, Tensor]:
-        """The optimizer's step along the gradients. Nothing here waits for a GPU.
+        """The optimizer's step along the gradients.
+
+        It does not wait for a GPU, but in float16 with an optimizer that is not fused, such as Adamax: GradScaler asks
+        there whether gradients overflowed.
 
         returns  of float16, what became of it, on the device: "scale", the loss's next one, and "taken", 1 or 0 where
                  the step was left out because gradients overflowed; otherwise nothing

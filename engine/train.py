@@ -161,6 +161,7 @@ def fit(
         raise OutOfMemory(
             f"{run.device} has not enough memory for {share // recipe.accumulation} crops of {recipe.crop_size} pixels "
             f"at once ({str(error).splitlines()[0]}): the same training takes less with --checkpointing true, "
+            "--no_graphs, "
             + (f"--accumulation {finer}, " if finer else "")
             + "or more GPUs (torchrun --nproc_per_node N); another one with --precision bfloat16, a smaller "
             "--batch_size or --crop_size"
@@ -215,7 +216,8 @@ def train_epoch(
             raise NotFinite(
                 f"the loss is not finite in step {step.number}: {terms}; terms of the step before: {before}; files of "
                 f"the batch: {', '.join(step.files)}. Lower the learning rate (of a flow that draws the negatives, its "
-                "own) or the weight of the term that ran away; for the likelihood term there is likelihood_margin"
+                "own) or the weight of the term that ran away; for the likelihood term there is likelihood_margin. "
+                "Where only the class term is not finite, a label may be none of the classes: see check_data.py"
             )
         bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()}, refresh=False)
 
@@ -254,12 +256,10 @@ class TakenStep(NamedTuple):
 
 
 class Clock:
-    """What an epoch costs: seconds, images a second, memory."""
+    """What an epoch costs: seconds, images a second, and the most memory that the run has taken so far."""
 
     def __init__(self, device: torch.device):
         self.device, self.started = device, time.monotonic()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
 
     def training_ends(self, images: int) -> None:
         """images  that all processes together have trained on"""
@@ -369,7 +369,20 @@ def restore(state: dict[str, Any], run: Run, samples: int) -> dict[str, Any]:
         )
     for name, part in parts.items():
         part.load_state_dict(saved[name])
+        if isinstance(part, torch.optim.Optimizer):
+            lay_out_as_weights(part)
     return saved["progress"]
+
+
+def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Moments lie in memory as their weights do: fused optimizers go through both by address.
+
+    A checkpoint has them as they lay in its run, which may have had another precision or device.
+    """
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def content_problem(parts: dict[str, Any], saved: Any) -> str | None:

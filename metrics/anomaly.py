@@ -186,7 +186,7 @@ def counted_scores(scores, labels) -> tuple[np.ndarray, np.ndarray, int]:
 def sorted_on_gpu(scores: torch.Tensor, labels) -> tuple[np.ndarray, np.ndarray, int]:
     """What counted_scores gives, ascending, of scores on a GPU, which sorts them in a hundredth of a CPU's time"""
     labels = torch.as_tensor(labels).to(scores.device, non_blocking=True)
-    if scores.shape != labels.shape:
+    if scores.shape != labels.shape or labels.dtype in (torch.bool, torch.int8):
         return counted_scores(scores, labels)  # which says what is wrong
     scores = scores.detach() if scores.dtype is torch.float64 else scores.detach().float()
     outlier = labels == OUTLIER

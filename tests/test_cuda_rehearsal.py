@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from torch import nn
 
 import export
 from engine import same_noise
+from engine.graphs import WARM_UP, Replay
 from engine.loader import batches, evaluation_loader
 from tests.support.cuda_rehearsal import CudaTensor, rehearsed_cuda
 from tests.support.script_runs import (
@@ -118,6 +120,59 @@ def test_replayed_steps_are_to_the_bit_those_that_are_not(script, world, in_tmp)
         Path("logs").rename("".join(["before", *flags]))
     (terms, weights), (expected_terms, expected) = found
     assert terms == expected_terms and all(torch.equal(weights[key], expected[key]) for key in weights | expected)
+
+
+def test_batches_of_another_shape_come_between_replayed_ones(world, in_tmp):
+    script = "dlv3_cityscapes_finetune"
+    flags = ["--device", "cuda", "--batch_size", "4", "--epochs", "4", "--validate_every", "4"]  # of ten images
+    found = []
+    for more in ([], ["--no_graphs"]):
+        with rehearsed_cuda() as machine:
+            world.run(script, *flags, *more)
+        found.append((terms_of(script), torch.load(f"logs/{script}/final.pth", weights_only=True)))
+        assert machine.replays == (0 if more else 5)  # of eight whole batches, all but the first three
+        Path("logs").rename("".join(["before", *more]))
+    (terms, weights), (expected_terms, expected) = found
+    assert terms == expected_terms and all(torch.equal(weights[key], expected[key]) for key in weights | expected)
+
+
+def test_memory_that_does_not_suffice_beside_a_recorded_step_takes_the_recording(cuda, capsys):
+    failed = []
+
+    def compute(inputs, counts):
+        if len(inputs[0]) == 1 and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        loss = (layer(inputs[0]) ** 2).sum() / counts["images"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    layer = nn.Linear(3, 2).to("cuda")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    replay = Replay(compute, optimizer)
+    for _ in range(WARM_UP + 2):
+        replay([torch.ones(2, 3, device="cuda")], {"images": 2})
+    assert replay.graph is not None
+    images = torch.rand(1, 3, device="cuda")
+    terms = replay([images], {"images": 1})
+    assert replay.graph is None and failed and terms["loss"].item() == (layer(images) ** 2).sum().item()
+    assert "launched kernel by kernel" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_in_a_precision_that_lays_weights_out_otherwise(world, cuda, in_tmp):
+    """True float32 on a GPU lies NCHW; a fused optimizer goes through weights and moments by address."""
+    script, gpu = "dlv3_cityscapes_finetune", ["--device", "cuda", "--precision", "float32"]
+    with stopped_after(1, ctrl_c), pytest.raises(SystemExit):
+        world.run(script, *gpu, "--epochs", "2")
+    world.run(script, "--device", "cpu", "--epochs", "2", "--resume")
+    saved = torch.load(f"logs/{script}/last.pt", weights_only=True)
+    layouts = {(value.shape, value.stride()) for value in saved["model"].values()}
+    moments = [state[name] for state in saved["optimizer"]["state"].values() for name in ("exp_avg", "exp_avg_sq")]
+    assert moments and all((moment.shape, moment.stride()) in layouts for moment in moments)
+    record = yaml.safe_load(Path("logs", script, "recipe.yaml").read_text())
+    assert (record["precision"], record["device"][:4]) == ("float32", "cuda")
+    assert [(each["after_epoch"], each["device"][:3]) for each in record["resumed"]] == [(1, "cpu")]
 
 
 def test_a_training_that_was_stopped_goes_on(world, cuda, in_tmp):

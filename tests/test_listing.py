@@ -67,7 +67,19 @@ def test_links_that_lead_back_end_the_way_down(reader, tmp_path, capsys):
     (root / "two/other").symlink_to(root / "one")
     assert READERS[reader](root) == ["deep/a.jpg"]
     if reader != "check_data":
-        assert "4 linked to a folder above (deep/here, ...)" in capsys.readouterr().out
+        assert "4 a folder that is listed already (deep/here, ...)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_link_beside_its_folder_doubles_nothing_and_the_folder_keeps_its_name(reader, tmp_path):
+    root = tmp_path / "album"
+    save(root / "town/a.jpg")
+    (root / "copy").symlink_to("town")
+    for number in range(8):  # each of which leads to all others
+        (root / f"ring{number}").mkdir()
+        for other in range(8):
+            (root / f"ring{number}/{other}").symlink_to(root / f"ring{other}")
+    assert READERS[reader](root) == ["town/a.jpg"]
 
 
 @pytest.mark.parametrize("name", LABELLED)

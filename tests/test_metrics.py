@@ -473,7 +473,9 @@ def test_what_a_gpu_counts_is_what_a_cpu_counts_in_ascending_order(dtype):
         np.testing.assert_array_equal(found, np.sort(of_kind))
 
 
-@pytest.mark.parametrize("labels", [np.full(4, OUTLIER, np.uint8), np.full(3, OUTLIER, np.uint8)])
+@pytest.mark.parametrize(
+    "labels", [np.full(4, OUTLIER, np.uint8), np.full(3, OUTLIER, np.uint8), np.zeros(3, np.int8), np.zeros(3, bool)]
+)
 def test_what_is_wrong_with_scores_on_a_gpu_is_said_as_on_a_cpu(labels):
     scores = torch.tensor([0.0, math.nan, 1.0])
     with pytest.raises(ValueError) as expected:

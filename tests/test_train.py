@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import functools
 import json
@@ -27,7 +28,7 @@ from engine.loader import training_loader
 from engine.precision import FLOAT32
 from engine.readings import LAG, Readings
 from engine.run import NOT_COMPARED
-from engine.train import estimate_statistics, make_schedule
+from engine.train import estimate_statistics, lay_out_as_weights, make_schedule
 
 # Schedules and statistics
 
@@ -277,6 +278,29 @@ def test_the_log_is_json_where_a_number_is_not_finite(tmp_path):
     lines = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("undefined", "infinite")]
     undefined, infinite = ([json.loads(line, parse_constant=refuse) for line in each] for each in lines)
     assert undefined[-1]["validation"] == {"mIoU": None} and infinite[-1]["class"] is None
+
+
+def test_moments_from_a_checkpoint_lie_as_their_weights_do():
+    """A fused optimizer goes through both by address"""
+    layers = [nn.Conv2d(3, 4, 3) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    layers[1].to(memory_format=torch.channels_last)
+    optimizers = [torch.optim.Adam(layer.parameters(), 1e-2, fused=True) for layer in layers]
+    images = torch.rand(2, 3, 8, 8)
+
+    def steps(layer, optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(images).square().mean().backward()
+            optimizer.step()
+
+    steps(layers[0], optimizers[0])
+    layers[1].load_state_dict(layers[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    lay_out_as_weights(optimizers[1])
+    for pair in zip(layers, optimizers, strict=True):
+        steps(*pair)
+    torch.testing.assert_close(layers[1].weight, layers[0].weight)
 
 
 def test_a_gpu_without_memory_ends_with_advice(tmp_path):
