@@ -42,7 +42,7 @@ from benchmarks.inference import lived_in
 from benchmarks.sides import MIB, benchmark_parser, column_table, in_turns, machine, write_table
 from benchmarks.training_step import always_checkpointing
 from data import paste
-from engine import Step
+from engine import Step, run_script
 from engine.loader import to_device
 from engine.precision import Precision, choose_precision
 from engine.readings import Readings
@@ -432,4 +432,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

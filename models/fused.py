@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.rows import as_images, as_rows
+
 
 def scaled(
     features: Tensor,
@@ -79,16 +81,6 @@ def blended(features: Tensor, coarse: Tensor, scale: Tensor) -> Tensor:
 
 def column(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1)
-
-
-def as_rows(features: Tensor) -> Tensor:
-    """(B, D, H, W) -> (B * H * W, D), the same memory where channels lie last, as in a part of the channels."""
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-    return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-def as_images(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.unflatten(0, (len(like), *like.shape[2:])).permute(0, 3, 1, 2)
 
 
 def kernels_for(features: Tensor) -> ModuleType | None:

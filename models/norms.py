@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torchvision.models.densenet import _DenseBlock, _DenseLayer
 
+from models.rows import as_images, as_rows
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WEIGHTS_OF_LAYER = 6  # of a dense layer
 
@@ -75,16 +77,6 @@ def type_of_products(features: Tensor) -> torch.dtype:
     """In which convolutions compute"""
     kind = features.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
-
-
-def as_rows(features: Tensor) -> Tensor:
-    """(B, D, H, W) -> (B * H * W, D), the same memory where channels lie last, as in some of their channels"""
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-    return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-def as_images(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.unflatten(0, (len(like), *like.shape[2:])).permute(0, 3, 1, 2)
 
 
 def new_moments(norm: nn.BatchNorm2d, width: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 import export
 from engine import SlidingWindows, choose_device
+from engine.graphs import Replay
 from engine.precision import choose_precision
 from engine.step import Step, Update
 from models import deeplabv3plus, denseflow_25_6, fast_inference, ladder_densenet121, segmenter
@@ -177,12 +178,19 @@ def test_a_training_runs_in_any_precision(script, precision, world, in_tmp):
 
 
 @pytest.mark.parametrize("script", ["dlv3_cityscapes_finetune", "segmenter_coco20"])
-def test_replayed_steps_have_the_losses_of_those_that_are_not(script, world, in_tmp):
-    found = []
+def test_replayed_steps_have_the_losses_of_those_that_are_not(script, world, in_tmp, monkeypatch):
+    found, recorded, record = [], [], Replay.record
+
+    def noted(replay, *inputs):
+        record(replay, *inputs)
+        recorded.append(replay.graph is not None)
+
+    monkeypatch.setattr(Replay, "record", noted)
     for flags in ([], ["--no_graphs"]):
-        world.run(script, *DEVICE, "--precision", "float32", *flags)
+        world.run(script, *DEVICE, "--precision", "float32", "--epochs", "3", "--validate_every", "3", *flags)
         found.append([line["class"] for line in log_of(script) if "class" in line])
         Path("logs").rename("".join(["before", *flags]))
+    assert recorded == [True] and len(found[0]) >= 12
     assert found[0] == pytest.approx(found[1], rel=0.02)  # so small a network makes much of a rounding
 
 
