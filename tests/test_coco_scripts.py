@@ -446,7 +446,7 @@ def test_heads_travel_with_the_weights_and_another_number_is_refused(world, expe
         assert tried.model.model.encoder.blocks[0].attn.heads == 12
 
     def figures(path, *flags):
-        results = evaluate_osr_coco.main(world.flags("osr", *flags, model=path))
+        results = evaluate_osr_coco.main(world.flags("osr", "--folder", f"of_{path.name}", *flags, model=path))
         return {key: results[key] for key in ("AP", "AUROC", "threshold", "mIoU")}
 
     assert figures(weights) == figures(weights, "--heads", "12") == figures(without, "--heads", "12")
@@ -992,7 +992,7 @@ def test_heads_and_dataset_head_are_those_of_the_flag_and_the_file(world, pixel_
     assert pixel_wise["built"][-1].asked == (K, False, 12, "decoder")
     torch.save({"model.logits_ood.weight": torch.ones(1)}, tmp_path / "linear.pth")
     with pytest.raises(ValueError, match=r"linear\.pth does not fit PixelWise"):
-        evaluated(world, {"hybrid": tmp_path / "linear.pth"})
+        evaluated(world, {"hybrid": tmp_path / "linear.pth"}, "--folder", "linear")
     assert pixel_wise["built"][-1].asked == (K, True, 16, "linear")
 
 
@@ -1010,7 +1010,7 @@ def test_closed_set_weights_get_the_largest_logit_and_no_score_of_a_dataset_head
 
 def test_the_runs_own_weights_are_evaluated(runs, world, in_tmp):
     for kind, score in (("hybrid", "hybrid"), ("closed", "max_logit")):
-        results = evaluate_osr_coco.main(world.flags("osr", model=runs[kind] / "final.pth"))
+        results = evaluate_osr_coco.main(world.flags("osr", "--folder", kind, model=runs[kind] / "final.pth"))
         assert results["score"] == score and results["images"] == 6
         assert results["mIoU"] == pytest.approx(log_of(runs[kind])[-1]["validation"]["mIoU"], abs=1e-6)
 

@@ -130,6 +130,7 @@ def test_process_0_is_the_first_to_scan_the_photographs(script, in_tmp, monkeypa
         "load_weights": lambda network, file, **choices: network,
         "load_network": lambda build, file: build(),
         "segmenter_dataset_head": lambda file: "decoder",
+        "segmenter_heads": lambda file: 16,
         "fast_inference": lambda network, *choices: network,
         "main_process_first": main_process_first,
         "COCO20": scan,

@@ -190,7 +190,7 @@ def words_of(script):
 
 @pytest.fixture
 def without_networks(monkeypatch):
-    for script in (*TRAININGS, "evaluate_osr_coco"):
+    for script in (*TRAININGS, "evaluate_ood", "evaluate_osr_sh", "evaluate_osr_coco"):
         spare_networks(importlib.import_module(script), monkeypatch)
 
 
