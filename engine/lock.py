@@ -35,14 +35,13 @@ class FolderLock:
     def __init__(self, folder: Path, command: str):
         path = folder / NAME
         self.file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        sure, taken = fcntl is not None, False
         try:
-            if fcntl is None:
-                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = False
+            if sure:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            taken = error.errno not in NO_LOCKS or seems_to_run(self.owner())
-            sure = error.errno not in NO_LOCKS
+            sure = taken = error.errno not in NO_LOCKS
+        taken = taken or (not sure and seems_to_run(self.owner()))
         if taken:
             owner = self.owner()
             self.file.close()
