@@ -8,14 +8,14 @@ PYTHON ?= python3
 
 .PHONY: demo test benchmark
 demo: .venv/installed
-	.venv/bin/python demo.py
+	.venv/bin/python -m demo
 
 test: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q
 
 benchmark: .venv/installed
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-benchmarks.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/benchmarks.txt
 	.venv/bin/python benchmarks/run_all.py
 
 .venv/installed: requirements.txt

@@ -150,7 +150,7 @@ def main(argv=None):
         "released_scoring": args.released_scoring,
         "tpr": args.tpr,
         **figures,
-        "heat_range": {score_name: heat_range(heat)},  # for predict.py
+        "heat_range": {score_name: heat_range(heat)},
         "frame_AP": ranking.ap,
         "record": record,
     }

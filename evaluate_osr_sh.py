@@ -143,7 +143,7 @@ def main(argv=None):
         "at half resolution, applied at full; total weighted by images"
     )
     results = {"dataset": "street-hazards", "weights": args.model, "score": score_name, "tpr": args.tpr, **figures}
-    results["heat_range"] = {score_name: heat_range(heat)}  # for predict.py
+    results["heat_range"] = {score_name: heat_range(heat)}
     results |= {"frame_AP": ranking.ap, "record": record}
     ours = figures["total"] | {f"open_mIoU_{town}": figures[town]["open_mIoU"] for town in TOWNS}
     tables = {title: rows} | published_tables("street-hazards-open-set", {score_name: ours})

@@ -1,6 +1,6 @@
 """AnomalyMetrics beside scikit-learn, torchmetrics and pytorch-ood: the same pixels, in turns, in one run.
 
-    pip install -r requirements-benchmarks.txt
+    pip install -r requirements/benchmarks.txt
     python benchmarks/anomaly_metrics.py [--pixels 20000000] [--repeats 3] [--json FILE]
 
 Timed on our side: `update` in frames of FRAME pixels, and `compute`. On scikit-learn's: average_precision_score,
@@ -35,7 +35,7 @@ SEPARATION = 1.5  # between the means of inliers and outliers, in standard devia
 TPR = 0.95
 FIGURES = ("AP", "AUROC", "FPR95", "threshold95")
 PACKAGES = ("numpy", "torch", "scikit-learn", "torchmetrics", "pytorch-ood")
-INSTALL = "pip install -r requirements-benchmarks.txt"
+INSTALL = "pip install -r requirements/benchmarks.txt"
 
 
 def ours(scores, labels):

@@ -219,7 +219,7 @@ def read_image(path: Path, modes: tuple[str, ...] = ("RGB", "RGBA"), max_pixels:
     if way != 1:
         say_once(
             f"{path} has EXIF orientation {way}: viewers turn it; here it is used as stored, and its label map must be "
-            "of the same way up (check_data.py lists all such images)"
+            "of the same way up (tools.check_data lists all such images)"
         )
     return torch.from_numpy(np.ascontiguousarray(rgb_pixels(image, content))).permute(2, 0, 1)
 

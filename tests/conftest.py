@@ -5,10 +5,10 @@ import os
 
 import pytest
 import torch
-from tiny import train
 
-from data.drawn_world import draw_negatives, draw_street_hazards
+from demo.world import draw_negatives, draw_street_hazards
 from models import ladder_densenet121
+from tests.support.tiny import train
 
 pytest.register_assert_rewrite("tests.support.script_runs")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from check_data import CHOSEN, SOURCES
 from labels import IGNORE, OUTLIER
+from tools.check_data import CHOSEN, SOURCES
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -26,13 +26,13 @@ EXTENDING, METHOD, DATA = (PROJECT / "docs" / f"{name}.md" for name in ("extendi
 HARNESS = """
 import contextlib, importlib, io, json, sys
 import pytest
-tests = ["tests/test_harbour.py", "tests/test_recipes.py", "tests/test_rooms.py", "-k", "harbour or thin"]
+tests = ["tests/test_harbour.py", "tests/scripts/test_recipes.py", "tests/test_rooms.py", "-k", "harbour or thin"]
 ended = pytest.main(["-q", "-p", "no:cacheprovider", *tests])
 helps = {}
 for script in sys.argv[1:]:
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
-        importlib.import_module(script.removesuffix(".py")).main(["--help"])
+        importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(["--help"])
     helps[script] = told.getvalue()
 json.dump(helps, open("helps.json", "w"))
 sys.exit(ended)
@@ -61,7 +61,8 @@ def commands():
     found = []
     for page in PAGES[1:]:
         text = re.sub(r"\\+\n\s*", "", page.read_text())  # a line that goes on
-        for script, rest in re.findall(r"\bpython ([\w/]+\.py)\b([^`\n]*)", text):
+        for script, module, rest in re.findall(r"\bpython (?:([\w/]+\.py)|-m ((?:tools|demo)[\w.]*))([^`\n]*)", text):
+            script = script or f"{module.replace('.', '/')}.py"
             words = shlex.split(rest.split(" #")[0].split(" > ")[0])
             found.append((name(page), script, [word.split("=")[0] for word in words if word.startswith("--")]))
     return found
@@ -83,12 +84,13 @@ def insert(path, text, place):
 def extended(tmp_path_factory):
     """(a copy of the checkout with the examples in it, what running their tests printed, scripts' help texts)"""
     copy = tmp_path_factory.mktemp("docs") / "checkout"
-    for room in ("data", "engine", "losses", "metrics", "models"):
+    for room in ("data", "demo", "engine", "losses", "metrics", "models", "tools"):
         shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     own = [*PROJECT.glob("*.py"), *PROJECT.glob("*.yaml"), PROJECT / "pyproject.toml"]
-    own += [PROJECT / "tests" / f"{name}.py" for name in ("conftest", "parsers", "tiny", "test_recipes", "test_rooms")]
+    tests = ("conftest", "support/parsers", "support/tiny", "scripts/test_recipes", "test_rooms")
+    own += [PROJECT / "tests" / f"{name}.py" for name in tests]
     for path in own:
-        (copy / path.relative_to(PROJECT)).parent.mkdir(exist_ok=True)
+        (copy / path.relative_to(PROJECT)).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(path, copy / path.relative_to(PROJECT))
     for place, code in examples("python"):
         file, _, where = place.partition(", ")
@@ -222,9 +224,13 @@ def test_a_section_on_the_method_names_the_function_that_implements_it(heading):
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=name)
 def test_files_and_recipe_keys_that_are_named_exist(page):
-    for path in re.findall(r"`((?:data|engine|losses|metrics|models|tests|benchmarks)/[\w/]+\.\w+)`", page.read_text()):
+    for path in re.findall(
+        r"`((?:data|demo|engine|losses|metrics|models|tests|tools|benchmarks)/[\w/]+\.\w+)`", page.read_text()
+    ):
         assert (PROJECT / path).is_file() or path in dict(examples("python")), f"{name(page)} names {path}"
-    every = "".join(path.read_text() for path in [*PROJECT.glob("*.py"), *PROJECT.glob("engine/*.py")])
+    every = "".join(
+        path.read_text() for path in [*PROJECT.glob("*.py"), *PROJECT.glob("engine/*.py"), *PROJECT.glob("tools/*.py")]
+    )
     every += (PROJECT / "recipes.yaml").read_text()
     for flag in re.findall(r"`--([a-z]\w*)", page.read_text()):
         assert re.search(rf"\b{flag}\b", every), f"{name(page)} names --{flag}"
@@ -243,7 +249,7 @@ def test_math_is_balanced():
 @pytest.mark.parametrize("dataset", SOURCES)
 def test_a_data_set_has_its_section_with_labels_numbers_and_check(dataset):
     (text,) = (text for text in sections(DATA).values() if f"--dataset {dataset} " in text)
-    assert re.search(rf"^    python check_data.py --dataset {dataset} --dataroot \w+$", text, re.MULTILINE)
+    assert re.search(rf"^    python -m tools.check_data --dataset {dataset} --dataroot \w+$", text, re.MULTILINE)
     assert "```text\n" in text
     for split in SOURCES[dataset].splits.values():
         assert split.published is None or f"{split.published:,}" in text

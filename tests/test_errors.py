@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import Specks, loaded
 
 import errors
 from engine import run_script
 from errors import FileInTheWay, LostProcess, MissingFile, NotFinite, OutOfMemory, UnusableFile, WrongInput, message_of
+from tests.support.tiny import Specks, loaded
 
 PROJECT = Path(__file__).resolve().parent.parent
 KINDS = {
@@ -130,7 +130,7 @@ def raised_names(path):
 
 
 def test_no_code_raises_a_builtin_error_where_a_user_is_to_be_told():
-    rooms = ("data", "engine", "losses", "metrics", "models")
+    rooms = ("data", "engine", "losses", "metrics", "models", "tools", "demo")
     files = [path for room in rooms for path in PROJECT.glob(f"{room}/**/*.py")]
     found, allowed = set(), {"SystemExit", "KeyboardInterrupt", "NotImplementedError", "StopIteration", "TypeError"}
     for path in {*files, *PROJECT.glob("*.py")} - {PROJECT / "errors.py"}:

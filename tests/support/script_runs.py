@@ -9,7 +9,6 @@ KIND is `whole`, `killed` after its first epoch, or `nccl`, with one process tha
 """
 
 import contextlib
-import importlib
 import json
 import os
 import signal
@@ -26,15 +25,13 @@ from torch import nn
 from torchvision.models import DenseNet
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # of a process of its own
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import test_coco_scripts
-import test_fishyscapes
 
 import engine.train
-from data.drawn_world import draw_negatives, draw_street_hazards
+from demo.world import draw_negatives, draw_street_hazards
 from models import deeplabv3plus, ladder_densenet, ladder_densenet121, wide_resnet
 from tests.golden.fill import golden_state_dict
+from tests.scripts import test_coco_scripts, test_fishyscapes
+from tests.support.parsers import script_module
 
 SMALL = "--workers 0 --epochs 1 --batch_size 2 --crop_size 32 --exp_name {name}"
 NEGATIVES = "--neg_dataroot {ade} --negative_resize 48 --negative_size 24"
@@ -107,7 +104,7 @@ class World:
         name = script.replace(" ", "_")
         words = (TRAININGS | EVALUATIONS | TOOLS)[script].format(name=name, **self.files).split()
         with small_networks():
-            return importlib.import_module(script.split()[0]).main([*words, *flags])
+            return script_module(script.split()[0]).main([*words, *flags])
 
 
 def with_fitting_statistics(network: nn.Module) -> nn.Module:
@@ -136,7 +133,7 @@ def small_networks() -> Iterator[None]:
         wide_resnet.WideResNet38: {"fine_width": 2, "coarse_width": 64},
     }
     for script in {name.split()[0] for name in (*TRAININGS, *EVALUATIONS, *TOOLS)}:
-        module = importlib.import_module(script)
+        module = script_module(script)
         builders = {"segmenter": test_coco_scripts.small_segmenter, "denseflow_25_6": test_coco_scripts.small_flow}
         instead[module] = {name: builder for name, builder in builders.items() if hasattr(module, name)}
     with contextlib.ExitStack() as stack:

@@ -1,0 +1,1 @@
+"""python -m demo: the main job on an embedded default, a street world that is drawn here (demo.world)."""

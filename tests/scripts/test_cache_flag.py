@@ -1,0 +1,67 @@
+"""--cache of the training scripts: decoded copies of what they read, training and validation, and the same samples."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dlv3_cityscapes_finetune
+import dlv3_cityscapes_finetune_flow
+import ldn_streethazards
+import ldn_streethazards_finetune
+import ldn_streethazards_finetune_flow
+import train_denseflow
+from tests.scripts import test_fishyscapes
+from tests.support.parsers import Network
+
+CROPS = ["--crop_size", "32", "--batch_size", "2", "--exp_name", "run", "--device", "cpu", "--workers", "0"]
+NEGATIVES = ["--negative_resize", "64", "--negative_size", "24", "--neg_dataroot", "ADE"]
+FLOW = ["--flow_state", "none", "--patch_sides", "8", "16", "8", "--validation_patches", "1"]
+# Its flags, and of what there are copies after one sample of each data set: frames, label maps, negatives.
+SCRIPTS = {
+    ldn_streethazards: (["--dataroot", "SH", "--init", "none"], 2),
+    ldn_streethazards_finetune: (["--dataroot", "SH", "--model", "w.pth", *NEGATIVES], 4),
+    ldn_streethazards_finetune_flow: (["--dataroot", "SH", "--model", "w.pth", *FLOW], 2),
+    dlv3_cityscapes_finetune: (["--dataroot", "CITY", "--init", "none", *NEGATIVES], 4),
+    dlv3_cityscapes_finetune_flow: (["--dataroot", "CITY", "--init", "none", *FLOW], 2),
+    train_denseflow: (["--dataset", "cityscapes", "--dataroot", "CITY", "--warmup_steps", "0", "--resume"], 2),
+}
+
+
+def visited(frames):
+    """The tensors of the first sample, always drawn with the same numbers"""
+    torch.manual_seed(1)
+    return frames[0][:-1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_a_training_keeps_decoded_copies_where_it_is_told_to(script, street_hazards, ade20k, in_tmp, monkeypatch):
+    test_fishyscapes.cityscapes(Path("CITY"), 30)
+    for root, place in ((street_hazards, "SH"), (ade20k, "ADE")):
+        Path(place).symlink_to(root)
+    samples = []
+    instead = dict.fromkeys(["ladder_densenet121", "deeplabv3plus", "denseflow_25_6"], Network)
+    instead |= {
+        "load_weights": lambda network, file, **choices: network,
+        "backbone_slower": lambda model, *numbers: model.parameters(),
+        "closed_set_figures": lambda model, frames, *rest: samples.append(visited(frames)) or {},
+        "anomaly_figures": lambda model, frames, *rest: samples.append(visited(frames)) or {},
+        "fit": lambda steps, state, dataset, recipe, run, validate, **rest: (dataset, validate),
+    }
+    for name, spared in instead.items():
+        monkeypatch.setattr(script, name, spared, raising=False)
+
+    flags, copies = SCRIPTS[script]
+    for cache in ([], ["--cache", "copies"], ["--cache", "copies"]):
+        dataset, validate = script.main([*CROPS, *flags, *cache])
+        samples.append(visited(dataset))
+        assert Path("copies").exists() == bool(cache)
+        if script is not train_denseflow:  # whose validation is a part of the same data set
+            validate(None)
+    assert len([*Path("copies").iterdir()]) >= copies + (0 if script is train_denseflow else 2)
+    negatives = (16 + 48 * 48, 16 + 3 * 48 * 48)  # bytes of a label map and of an image of 48x48, as no frame is
+    of_frames = [path for path in Path("copies").iterdir() if path.stat().st_size not in negatives]
+    assert len(of_frames) == (2 if script is train_denseflow else 4)  # image and label map, of training and validation
+    third = len(samples) // 3
+    for tensors in zip(samples[:third], samples[third : 2 * third], samples[2 * third :], strict=True):
+        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*tensors, strict=True))

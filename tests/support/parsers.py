@@ -1,0 +1,82 @@
+"""The scripts and their command lines, as tests look at them."""
+
+import functools
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from engine.flags import Parser
+from engine.recipe import RECIPES
+
+PROJECT = Path(__file__).resolve().parents[2]
+TRAININGS = list(yaml.safe_load(RECIPES.read_text()))
+MODULES = {path.stem: path.stem for path in PROJECT.glob("*.py") if path.stem not in ("labels", "errors")}
+MODULES |= {path.stem: f"tools.{path.stem}" for path in PROJECT.glob("tools/[!_]*.py")} | {"demo": "demo.__main__"}
+SCRIPTS = sorted(MODULES)
+EVALUATIONS = [script for script in SCRIPTS if script.startswith("evaluate_")]
+
+
+def script_module(script):
+    """The module of a script, a tool or the demo"""
+    return importlib.import_module(MODULES[script])
+
+
+class Stopped(Exception):
+    """Carries a script's parser"""
+
+
+@functools.cache
+def parser_of(script):
+    def stop(parser, *arguments):
+        raise Stopped(parser)
+
+    with pytest.MonkeyPatch.context() as stopping, pytest.raises(Stopped) as stopped:
+        stopping.setattr(Parser, "parse_args", stop)
+        script_module(script).main([])
+    return stopped.value.args[0]
+
+
+def words_for(parser):
+    """A value for each flag that must be given"""
+    words = []
+    for group in parser._mutually_exclusive_groups:
+        if group.required:
+            words += [group._group_actions[0].option_strings[0], "x"]
+    for action in parser._actions:
+        if action.required:
+            words += [action.option_strings[0], next(iter(action.choices or ["x"]))]
+    return words
+
+
+def recipe_type_of(script):
+    """The dataclass that a training script reads its block into"""
+    name = re.search(r"start_run\(parser, (\w+),", (PROJECT / f"{script}.py").read_text())[1]
+    return getattr(script_module(script), name)
+
+
+class Network(nn.Linear):
+    """In the place of any network and of any flow"""
+
+    def __init__(self, *sizes, **choices):
+        super().__init__(1, 1)
+
+    def sample(self, n, height, width, check=True):
+        return torch.zeros(n, 3, height, width)
+
+
+def spare_networks(script, monkeypatch):
+    """Spares a script its networks and weight files, so that what it looks for are the data"""
+    instead = dict.fromkeys(["segmenter", "denseflow_25_6", "deeplabv3plus", "ladder_densenet121"], Network)
+    instead |= dict.fromkeys(["load_weights", "load_imagenet_vit"], lambda network, file, **choices: network)
+    instead |= {"load_network": lambda build, file: build()}
+    instead |= {"segmenter_dataset_head": lambda file: "decoder", "segmenter_heads": lambda file: 16}
+    instead |= {"has_dataset_head": lambda file: True}
+    instead |= {"number_of_classes": lambda file, network: 12, "has_outliers": lambda dataset: True}
+    for name, spared in instead.items():
+        if hasattr(script, name):
+            monkeypatch.setattr(script, name, spared)

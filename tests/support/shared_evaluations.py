@@ -1,0 +1,73 @@
+"""Evaluations one after the other, by as many processes as torchrun starts.
+
+python tests/shared_evaluations.py '[["evaluate_ood", "--dataroot", ...], ...]'
+
+After them, each process N writes figures_N.json: what it knows of a validation of frames that are drawn here.
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from engine import Run, anomaly_figures, closed_set_figures, run_script
+from engine.processes import rank
+from labels import IGNORE, OUTLIER
+from models.segmenter import Segmenter
+from models.vit import VisionTransformer
+
+
+def small_segmenter(num_classes, hybrid=True, heads=2, dataset_head="decoder"):
+    """In the place of ViT-B"""
+    encoder = VisionTransformer(patch=4, grid=8, width=16, depth=1, heads=2)
+    return Segmenter(encoder, num_classes, hybrid, dataset_head, width=16, heads=2)
+
+
+class Drawn(Dataset):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        draw = torch.Generator().manual_seed(index)
+        image = torch.randint(0, 256, (3, 9, 7), generator=draw, dtype=torch.uint8)
+        kinds = torch.tensor([0, 1, 2, OUTLIER, IGNORE], dtype=torch.uint8)
+        return image, kinds[torch.randint(0, 5, (9, 7), generator=draw)], f"frame {index}"
+
+
+class Colours(nn.Module):
+    """The class is the strongest colour, the score the blue one"""
+
+    def forward(self, images):
+        return images, images[:, :2]
+
+
+def score(class_logits, dataset_logits):
+    return class_logits[:, 2]
+
+
+def figures():
+    """Of the validation: mIoU, AP and FPR95"""
+    inputs = Colours(), Drawn()
+    run = Run(Path(), torch.device("cpu"), {})
+    return [
+        closed_set_figures(*inputs, 3, run),
+        anomaly_figures(*inputs, score, run),
+    ]
+
+
+def main():
+    importlib.import_module("evaluate_osr_coco").segmenter = small_segmenter
+    for script, *flags in json.loads(sys.argv[1]):
+        results = importlib.import_module(script).main(flags)
+        assert (results is None) == bool(rank())
+    Path(f"figures_{rank()}.json").write_text(json.dumps(figures()))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,331 @@
+"""Write hybrid score maps as the files that benchmarks read (DenseHybrid, ECCV 2022), and check such files.
+
+    python -m tools.export_scores --benchmark BENCHMARK --dataroot IMAGES --folder OUT --params WEIGHTS_FILE
+    python -m tools.export_scores --benchmark BENCHMARK --dataroot IMAGES --check OUT
+
+BENCHMARK and what is written; both hold a score for each pixel of the image, larger is more anomalous:
+
+smiyc        OUT/METHOD/DATASET/FRAME.hdf5 with a data set "value", float16 (H, W), after the public instructions of
+             SegmentMeIfYouCan's repository, road-anomaly-benchmark. Not sure, look there before a submission: whether
+             scores outside 0..1 are taken as they are, and that the data sets are called AnomalyTrack-all and so on.
+fishyscapes  OUT/DDDD_anomaly.npy, float32 (H, W); DDDD is what the image's name begins with where all begin with
+             four digits, else a running number, which export.json explains. The benchmark itself takes a model in a
+             container, not files: these are for one's own comparisons.
+
+Started again with the same settings, it goes on where it stopped. OUT/export.json holds the settings.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Subset
+from tqdm import tqdm
+
+from data import AnomalyTrack, Cityscapes, FishyscapesStatic, ImageFolder, LostAndFound
+from data.files import open_image, read_labels
+from data.smiyc import LABEL_ENDING
+from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
+from engine.checkpoint import require_writable, write_whole
+from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
+from engine.precision import Precision
+from errors import FileInTheWay, MissingFile, WrongInput
+from labels import OUTLIER
+from losses import hybrid_score
+from metrics import AnomalyMetrics
+from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
+
+NETWORKS = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}
+DTYPES = {"smiyc": np.dtype(np.float16), "fishyscapes": np.dtype(np.float32)}
+ENDINGS = {"smiyc": ".hdf5", "fishyscapes": "_anomaly.npy"}
+LABEL_MAP = re.compile(r"(_labels|_labels_semantic|_labels_semantic_color|_ood_segmentation|_gtFine_\w+)\.png$|^\._")
+HALF_MAX = float(np.finfo(np.float16).max)  # 65504
+SETTINGS = "export.json"
+
+
+def main(argv=None):
+    parser = script_parser(__doc__)
+    parser.add_argument("--benchmark", required=True, choices=list(DTYPES))
+    parser.add_argument("--dataroot", required=True, type=Path, help="the images; label maps among them are left out")
+    parser.add_argument("--folder", type=Path, help="where the score maps go")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="check score maps of these images; writes nothing")
+    parser.add_argument("--params", help="weights with a dataset head")
+    parser.add_argument("--network", choices=list(NETWORKS), default="deeplabv3plus", help="(default deeplabv3plus)")
+    parser.add_argument(
+        "--num_classes",
+        type=whole_number(1, OUTLIER),
+        default=Cityscapes.num_classes,
+        help="that the weights know (default 19, Cityscapes'; 12 for StreetHazards)",
+    )
+    parser.add_argument("--method", default="densehybrid", help="smiyc: the method's folder (default densehybrid)")
+    parser.add_argument(
+        "--dataset", help="smiyc: the data set's folder (default: X-all where dataset_X is in --dataroot)"
+    )
+    parser.add_argument(
+        "--shift",
+        type=finite_number,
+        default=0.0,
+        help="subtracted from every score; float16 is finest around 0 (default 0)",
+    )
+    add_tile_flags(parser)
+    args = parser.parse_args(argv)
+    if (args.folder is None) == (args.check is None):
+        parser.error("give either --folder, to write score maps, or --check, to check those of a folder")
+    if args.folder and not args.params:
+        parser.error("--folder needs --params, the weights")
+    check_tile(parser, args)
+    for name in (args.method, args.dataset):
+        if name is not None and (name in ("", "..") or Path(name).name != name):
+            parser.error(f"--method and --dataset are plain folder names, not {name!r}")
+    if args.folder:
+        require_writable(args.folder, "--folder")
+
+    images = images_of(args.dataroot)
+    dataset = (args.dataset or benchmark_name(args.dataroot)) if args.benchmark == "smiyc" else None
+    files = files_of(args.benchmark, images.paths, args.method, dataset)
+    if args.check:
+        return check(args.benchmark, args.check, images.paths, files)
+
+    if not has_dataset_head(args.params):
+        raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    model = load_network(lambda: NETWORKS[args.network](args.num_classes, True), args.params).to(device)
+    model = fast_inference(model, precision.dtype, precision.memory_format)
+    if args.tile is not None:
+        model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
+    settings = {
+        "benchmark": args.benchmark,
+        "score": "hybrid, larger is more anomalous",
+        "weights_sha256": hashlib.sha256(Path(args.params).read_bytes()).hexdigest(),
+        "network": args.network,
+        "num_classes": args.num_classes,
+        "shift": args.shift,
+        "tile": args.tile,
+        "tile_overlap": args.tile_overlap if args.tile is not None else None,
+        "frames": {
+            name: path.relative_to(args.dataroot).as_posix() for name, path in zip(files, images.paths, strict=True)
+        },
+    }
+    start_folder(args.folder, settings, ENDINGS[args.benchmark])
+    return export(model, images, files, args, device, precision)
+
+
+def images_of(root: Path) -> ImageFolder:
+    """The images below a folder, in order, without the label maps that lie among them in some data sets."""
+    images = ImageFolder(root, as_stored=True)  # a frame that is left out or turned has no score map of its own
+    found = len(images)
+    images.paths = [path for path in images.paths if not LABEL_MAP.search(path.name)]
+    if not images.paths:
+        raise MissingFile(f"only label maps below {root}; --dataroot is a folder with images")
+    if len(images) < found:
+        print(f"{found - len(images)} label maps below {root} are left out")
+    return images
+
+
+def benchmark_name(root: Path) -> str:
+    """SegmentMeIfYouCan's name of a data set, from a folder dataset_X above the images, else the folder's name."""
+    named = [part.removeprefix("dataset_") for part in root.resolve().parts if part.startswith("dataset_")]
+    name = f"{named[-1]}-all" if named else root.resolve().name
+    print(f"the data set's folder is {name} (another: --dataset NAME)")
+    return name
+
+
+def files_of(benchmark: str, paths: list[Path], method: str, dataset: str | None) -> list[str]:
+    """The score maps' names below the output folder, in the order of the images."""
+    if benchmark == "smiyc":
+        frames = [f"{method}/{dataset}/{path.stem}" for path in paths]
+    else:
+        numbers = [match[1] if (match := re.match(r"(\d{4})(?!\d)", path.name)) else None for path in paths]
+        if None in numbers or len(set(numbers)) < len(numbers):
+            numbers = [f"{number:04d}" for number in range(len(paths))]
+        frames = numbers
+    twice = [frame for frame, count in Counter(frames).items() if count > 1]
+    if twice:
+        same = [str(path) for path, frame in zip(paths, frames, strict=True) if frame == twice[0]]
+        raise WrongInput(f"{' and '.join(same)} would have one score map; give a --dataroot in which names differ")
+    return [frame + ENDINGS[benchmark] for frame in frames]
+
+
+def start_folder(folder: Path, settings: dict, ending: str) -> None:
+    """Note the settings; refuse a folder that holds score maps of others."""
+    file = folder / SETTINGS
+    if file.exists():
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise WrongInput(f"{file} is damaged; remove the folder, or choose another --folder") from None
+        changed = [key for key in settings if not isinstance(before, dict) or before.get(key) != settings[key]]
+        if changed:
+            raise WrongInput(
+                f"{folder} was written with other settings ({', '.join(changed)}; see {SETTINGS}); "
+                "choose another --folder, or remove this one"
+            )
+    elif any(folder.rglob("*" + ending)):
+        raise FileInTheWay(f"{folder} holds *{ending} but no {SETTINGS} that says whose; choose another --folder")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(json.dumps(settings, indent=2).encode(), file)
+
+
+def export(model, images: ImageFolder, files: list[str], args, device, precision: Precision) -> dict:
+    """Write what is not there yet; returns how many frames, and what became of the scores' distinct levels."""
+    dtype = DTYPES[args.benchmark]
+    left = [
+        index
+        for index, (path, name) in enumerate(zip(images.paths, files, strict=True))
+        if map_problem(args.folder / name, size_of(path), dtype) is not None
+    ]
+    if len(left) < len(files):
+        print(f"{len(files) - len(left)} of {len(files)} score maps are there and whole")
+    levels, kept, low, high = 0, 0, np.inf, -np.inf
+    frames = evaluated_frames(model, Subset(images, left), device, args.workers, precision=precision)
+    for index, frame in zip(left, frames, strict=True):
+        scores = hybrid_score(frame.class_logits, frame.dataset_logits)[0].cpu().numpy().astype(np.float32)
+        stored = stored_scores(scores - np.float32(args.shift), dtype, frame.name)
+        levels, kept = levels + len(np.unique(scores)), kept + len(np.unique(stored))
+        low, high = min(low, float(stored.min())), max(high, float(stored.max()))
+        path = args.folder / files[index]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(encoded(stored), path)
+    print(f"{len(left)} score maps written to {args.folder}")
+    if left:
+        finest = float(np.spacing(dtype.type(max(abs(low), abs(high)))))
+        print(f"scores from {low:.4g} to {high:.4g}, in steps of at most {finest:.2g} as {dtype}")
+        print(
+            f"distinct scores, summed over frames: {levels:,} computed, {kept:,} stored, "
+            f"{levels - kept:,} ({1 - kept / levels:.1%}) lost by rounding to {dtype}"
+        )
+        if dtype == np.float16 and abs(high) > (high - low) / 2:  # for scores far from 0 a shift is worth it
+            print(f"--shift {high + args.shift:.4g}, in a new folder, would keep the highest scores further apart")
+    return {"frames": len(files), "written": len(left), "levels": levels, "levels_lost": levels - kept}
+
+
+def stored_scores(scores: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """Scores as they are stored; ValueError for those that are not finite, or too large for the type."""
+    if not np.isfinite(scores).all():
+        raise WrongInput(f"{name}: {(~np.isfinite(scores)).sum():,} scores are not finite; are the weights damaged?")
+    if dtype == np.float16 and np.abs(scores).max() > HALF_MAX:
+        raise WrongInput(
+            f"{name}: scores from {scores.min():.6g} to {scores.max():.6g} do not fit float16, +-{HALF_MAX:.0f}; "
+            "bring them there with --shift, the same for all frames"
+        )
+    return scores.astype(dtype)
+
+
+def encoded(scores: np.ndarray) -> bytes:
+    """The bytes of a score map's file: HDF5 for float16, NumPy's for float32."""
+    buffer = io.BytesIO()
+    if scores.dtype == np.float16:
+        with h5py.File(buffer, "w") as file:
+            file.create_dataset("value", data=scores, compression="gzip", compression_opts=4)
+    else:
+        np.save(buffer, scores)
+    return buffer.getvalue()
+
+
+def read_map(path: Path) -> np.ndarray:
+    """A score map as it is stored; ValueError where it cannot be read."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        with h5py.File(path, "r") as file:
+            if not isinstance(file.get("value"), h5py.Dataset):
+                raise WrongInput(f'holds no data set "value" but {", ".join(file) or "nothing"}')
+            return file["value"][()]
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:  # h5py's and NumPy's on damaged files
+        raise WrongInput(f"cannot be read: {error}") from None
+
+
+def map_problem(path: Path, size: tuple[int, int], dtype: np.dtype) -> str | None:
+    """What is wrong with a score map of an image of width and height `size`; None: nothing."""
+    if not path.is_file():
+        return "is missing"
+    try:
+        scores = read_map(path)
+    except ValueError as error:
+        return str(error)
+    if scores.dtype != dtype:
+        return f"is {scores.dtype}, not {dtype}"
+    if scores.shape != size[::-1]:
+        return f"has shape {scores.shape}; the image's height and width are {size[::-1]}"
+    if not np.isfinite(scores).all():
+        return f"holds {(~np.isfinite(scores)).sum():,} values that are not finite"
+    return None
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of an image, from its header."""
+    with open_image(path, decoded=False) as image:
+        return image.size
+
+
+def check(benchmark: str, folder: Path, paths: list[Path], files: list[str]) -> dict:
+    """Compare a folder of score maps with the images; every problem is told, and any ends with exit code 1."""
+    if not folder.is_dir():
+        raise MissingFile(f"no folder {folder}; --check is what --folder was when the score maps were written")
+    problems, dtype = [], DTYPES[benchmark]
+    whole = {}
+    bar = tqdm(list(zip(paths, files, strict=True)), "checking", leave=False, dynamic_ncols=True, disable=None)
+    for path, name in bar:
+        wrong = map_problem(folder / name, size_of(path), dtype)
+        if wrong:
+            problems.append(f"{name} of {path.name} {wrong}")
+            continue
+        whole[path] = folder / name
+        scores = read_map(folder / name)
+        if scores.min() == scores.max():
+            problems.append(f"{name} of {path.name} holds one value everywhere, {scores.flat[0]:.6g}")
+        elif dtype == np.float16 and np.abs(scores).max() == HALF_MAX:
+            problems.append(f"{name} of {path.name} reaches float16's end, {HALF_MAX:.0f}: larger scores were cut off")
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    problems += [f"{name} belongs to no image" for name in sorted(there - {*files, SETTINGS})]
+
+    sense = "not checked: no label maps at hand"
+    figures = AnomalyMetrics()
+    for path, scores in whole.items():
+        label_map = label_map_of(path.absolute(), benchmark)
+        if label_map is None:
+            continue
+        try:
+            figures.update(read_map(scores).astype(np.float32), read_labels(*label_map))
+        except ValueError as error:  # a map that is damaged or of another size, which says nothing of the others
+            problems.append(f"the label map of {path.name} cannot be used: {error}")
+    auroc = figures.compute()["AUROC"]
+    if auroc == auroc:
+        sense = f"AUROC {100 * auroc:.2f} where label maps are at hand"
+        if auroc < 0.5:
+            problems.append(
+                f"smaller scores mark the outliers ({sense}); larger must be more anomalous: is a sign wrong?"
+            )
+    print(f"{len(files)} frames, {len(problems)} problems; larger is more anomalous: {sense}")
+    for problem in problems:
+        print(f"  - {problem}")
+    if problems:
+        raise SystemExit(1)
+    return {"frames": len(files), "AUROC": auroc}
+
+
+def label_map_of(image: Path, benchmark: str) -> tuple[Path, Tensor] | None:
+    """Where an image's label map lies in the data set's own folder, and its table for read_labels; None: nowhere."""
+    if benchmark == "smiyc":
+        found = image.parent.parent / "labels_masks" / (image.stem + LABEL_ENDING), AnomalyTrack.table
+    elif image.name.endswith("_rgb.jpg"):
+        found = image.with_name(image.name.removesuffix("_rgb.jpg") + "_labels.png"), FishyscapesStatic.table
+    elif image.name.endswith("_leftImg8bit.png") and "leftImg8bit" in image.parts:
+        at = len(image.parts) - 1 - image.parts[::-1].index("leftImg8bit")
+        folder = Path(*image.parts[:at], "ood", *image.parts[at + 1 : -1])
+        found = folder / (image.name.removesuffix("_leftImg8bit.png") + "_ood_segmentation.png"), LostAndFound.table
+    else:
+        return None
+    return found if found[0].is_file() else None
+
+
+if __name__ == "__main__":
+    run_script(main)
