@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
-        self.exit(2, f"error: {message.removeprefix('argument ')} (--help lists the flags)\n")
+        self.exit(1, f"error: {message.removeprefix('argument ')} (--help lists the flags)\n")
 
 
 def whole_number(least: int, most: int = LARGEST) -> Callable[[str], int]:

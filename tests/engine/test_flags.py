@@ -23,7 +23,7 @@ def refused(capsys, in_tmp):
         with pytest.raises(SystemExit) as ending:
             script_module(script).main([*words, *more])
         printed = capsys.readouterr()
-        assert ending.value.code == 2 and printed.out == "" and not os.listdir()
+        assert ending.value.code == 1 and printed.out == "" and not os.listdir()
         assert printed.err.count("\n") == 1 and printed.err.startswith("error: "), printed.err
         return printed.err
 
@@ -84,6 +84,22 @@ def test_an_empty_value_is_refused_for_every_flag(script, capsys):
                 parser.parse_args([*words_for(parser), *words])
             told = f"error: {flag}: its value is empty; is a variable not set? (--help lists the flags)\n"
             assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_command_line_that_is_not_understood_ends_with_status_1_and_help_with_0(script, capsys):
+    parser = parser_of(script)
+    words = words_for(parser)
+    wrong = [[*words, "--no_such_flag"], [*words, "--device"], [*words, "and one more"], *([[]] if words else [])]
+    for line in wrong:
+        with pytest.raises(SystemExit) as ending:
+            parser.parse_args(line)
+        printed = capsys.readouterr()
+        assert ending.value.code == 1 and printed.out == "", line
+        assert re.fullmatch(r"error: .* \(--help lists the flags\)\n", printed.err), printed.err
+    with pytest.raises(SystemExit) as ending:
+        parser.parse_args(["--help"])
+    assert ending.value.code == 0
 
 
 def test_workers_are_bounded_by_cores_and_by_the_files_that_may_be_open(monkeypatch):

@@ -569,7 +569,7 @@ def test_every_spelling_of_the_negatives_folder_reads_the_same(experiment, ade20
 def test_one_spelling_of_the_negatives_folder_is_asked_for(negatives, told, experiment, capsys):
     with pytest.raises(SystemExit) as ending:
         experiment("hybrid", negatives=negatives)
-    assert ending.value.code == 2 and told in capsys.readouterr().err
+    assert ending.value.code == 1 and told in capsys.readouterr().err
 
 
 def test_a_missing_folder_of_negatives_is_named_and_leaves_no_run(experiment):
@@ -1019,7 +1019,7 @@ def test_the_runs_own_weights_are_evaluated(runs, world, in_tmp):
 def test_a_share_of_outliers_out_of_its_range_is_refused(tpr, world, pixel_wise, capsys):
     with pytest.raises(SystemExit) as ending:
         evaluated(world, pixel_wise, "--tpr", tpr)
-    assert ending.value.code == 2 and "must be over 0 and at most 1" in capsys.readouterr().err
+    assert ending.value.code == 1 and "must be over 0 and at most 1" in capsys.readouterr().err
     assert not Path("results").exists()
 
 

@@ -125,7 +125,7 @@ def test_another_data_set_or_number_of_classes_is_refused(command, flag, in_tmp,
         value = classes if flag == "--num_classes" else dataset
         with pytest.raises(SystemExit) as ending:
             script.main([*flags, flag, value])
-        assert ending.value.code == 2 and f"{flag}: invalid choice: " in capsys.readouterr().err
+        assert ending.value.code == 1 and f"{flag}: invalid choice: " in capsys.readouterr().err
     assert not Path("logs").exists()
 
 

@@ -25,7 +25,7 @@ def ended(in_tmp, capsys, monkeypatch):
     def line(script, *words):
         with pytest.raises(SystemExit) as stop:
             run_script(lambda: script_module(script).main([*map(str, words)]))
-        said = capsys.readouterr().err if stop.value.code == 2 else stop.value.code
+        said = capsys.readouterr().err if stop.value.code == 1 else stop.value.code
         assert isinstance(said, str) and said.startswith("error: ") and "\n" not in said.rstrip("\n"), said
         return said
 

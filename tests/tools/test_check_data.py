@@ -583,13 +583,13 @@ def test_nothing_is_written_into_the_data(tmp_path, capsys):
     root = make("static", tmp_path)
     with pytest.raises(SystemExit) as ended:
         run("static", root, "--folder", str(root / "report"))
-    assert ended.value.code == 2 and "lies in --dataroot" in capsys.readouterr().err
+    assert ended.value.code == 1 and "lies in --dataroot" in capsys.readouterr().err
 
 
 def test_a_split_that_is_none_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run("cityscapes", tmp_path, "--splits", "test")
-    assert ended.value.code == 2 and "cityscapes has no split test: train, val" in capsys.readouterr().err
+    assert ended.value.code == 1 and "cityscapes has no split test: train, val" in capsys.readouterr().err
 
 
 REAL = {
