@@ -19,8 +19,6 @@ from data import (
     whole_patches,
 )
 from engine import (
-    FLOW_SOURCE,
-    FlowRecipe,
     Step,
     add_fixed_flags,
     anomaly_figures,
@@ -30,9 +28,9 @@ from engine import (
     require_two_at_once,
     run_script,
     start_run,
-    trained_along,
 )
 from losses import dense_hybrid_loss, hybrid_score, pixel_counts, synthetic_negatives_loss
+from methods import FLOW_SOURCE, FlowRecipe, trained_along
 from models import deeplabv3plus, denseflow_25_6, frozen, load_weights
 
 NVIDIA_WEIGHTS = "cityscapes_cv0_wideresnet38_nosdcaug.pth"

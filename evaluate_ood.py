@@ -217,9 +217,7 @@ def main(argv=None):
     results["pixels"] = {
         kind: sum(image[names[0]][f"{kind}_pixels"] for image in images) for kind in ("inlier", "outlier", "ignored")
     }
-    results["heat_range"] = {
-        name: heat_range([samples[name] for samples in heat]) for name in names
-    }
+    results["heat_range"] = {name: heat_range([samples[name] for samples in heat]) for name in names}
     results["peak_memory_bytes"] = max(memory)
     results["record"] = record
     write_results(args.folder, results | {"images": images}, tables)

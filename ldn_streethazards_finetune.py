@@ -16,14 +16,11 @@ from data import (
     WithFixedNegatives,
     WithNegatives,
     paste,
-    photographs_of_negatives,
     train_transform,
 )
 from engine import (
-    RealNegativesRecipe,
     Step,
     add_fixed_flags,
-    add_negative_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
@@ -34,6 +31,7 @@ from engine import (
     start_run,
 )
 from losses import dense_hybrid_loss, hybrid_score, pixel_counts
+from methods import RealNegativesRecipe, add_negative_flags, photographs_of_negatives
 from models import backbone_slower, ladder_densenet121, load_weights
 
 

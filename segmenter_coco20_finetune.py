@@ -16,15 +16,12 @@ from data import (
     WithFixedNegatives,
     WithNegatives,
     paste,
-    photographs_of_negatives,
     train_transform,
 )
 from engine import (
-    RealNegativesRecipe,
     SlidingWindows,
     Step,
     add_fixed_flags,
-    add_negative_flags,
     anomaly_figures,
     argument_parser,
     closed_set_figures,
@@ -35,6 +32,7 @@ from engine import (
     start_run,
 )
 from losses import dense_hybrid_loss, hybrid_score, pixel_counts
+from methods import RealNegativesRecipe, add_negative_flags, photographs_of_negatives
 from models import SEGMENTER_DATASET_HEADS, load_weights, segmenter
 
 ADE20K_FOLDER = "datasets/ADEChallengeData2016"

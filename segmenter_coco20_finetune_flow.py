@@ -22,8 +22,6 @@ from data import (
     whole_patches,
 )
 from engine import (
-    FLOW_SOURCE,
-    FlowRecipe,
     SlidingWindows,
     Step,
     add_fixed_flags,
@@ -35,9 +33,9 @@ from engine import (
     require_positive,
     run_script,
     start_run,
-    trained_along,
 )
 from losses import dense_hybrid_loss, hybrid_score, pixel_counts, synthetic_negatives_loss
+from methods import FLOW_SOURCE, FlowRecipe, trained_along
 from models import SEGMENTER_DATASET_HEADS, denseflow_25_6, frozen, load_weights, segmenter
 
 

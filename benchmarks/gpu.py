@@ -46,12 +46,13 @@ from engine import Step, run_script
 from engine.loader import to_device
 from engine.precision import Precision, choose_precision
 from engine.readings import Readings
-from engine.recipe import RealNegativesRecipe, Recipe, read_recipe
+from engine.recipe import Recipe, read_recipe
 from engine.run import choose_device
 from engine.step import Update
 from labels import IGNORE, OUTLIER
 from ldn_streethazards_finetune import LadderRecipe
 from losses import dense_hybrid_loss, pixel_counts
+from methods import RealNegativesRecipe
 from models import backbone_slower, deeplabv3plus, fast_inference, ladder_densenet121, segmenter
 from segmenter_coco20_finetune import SegmenterNegativesRecipe
 

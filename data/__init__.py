@@ -15,7 +15,6 @@ from data.negatives import (
     WithNegatives,
     draw_corner,
     paste,
-    photographs_of_negatives,
 )
 from data.roadanomaly import RoadAnomaly
 from data.smiyc import AnomalyTrack, ObstacleTrack
@@ -46,7 +45,6 @@ __all__ = [
     "filled_transform",
     "paste",
     "paste_at_random",
-    "photographs_of_negatives",
     "train_transform",
     "whole_patches",
 ]

@@ -1,15 +1,12 @@
 """Negatives: masked patches of other pictures, where they go, and their pasting into known scenes."""
 
 from collections.abc import Collection
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.ade20k import ADE20K
-from data.images import ImageFolder
 from data.transforms import draw_integer, scaled_crop
 from errors import WrongInput
 from labels import IGNORE, OUTLIER
@@ -73,31 +70,6 @@ class MaskedPatches(Dataset):
         else:
             mask = two_ids(ids, self.rare_below)
         return patch, mask & allowed, name
-
-
-def photographs_of_negatives(
-    ade20k: str | None = None,
-    images: str | None = None,
-    masks: str | None = None,
-    leave_out: Collection[int] = (),
-    cache: str | Path | None = None,
-    max_pixels: int | None = None,
-) -> Dataset:
-    """ADE20K, or any folder of images with or without label maps.
-
-    cache       a folder for decoded copies of the files (see data/cache.py)
-    max_pixels  of the largest of the images that is taken; see ImageFolder
-
-    Raises ValueError for masks without images, and for ids to leave out where no label map has any.
-    """
-    if masks and not images:
-        raise WrongInput(f"--neg_masks {masks} are the label maps of --neg_images, which is missing")
-    if leave_out and images and not masks:
-        raise WrongInput(
-            f"--neg_leave_out {' '.join(map(str, leave_out))}: there are no label maps to find these ids in; give them "
-            f"with --neg_masks, or leave nothing out of {images}"
-        )
-    return ImageFolder(images, None, masks, cache, max_pixels) if images else ADE20K(ade20k, cache=cache)
 
 
 def random_rectangle(size: int) -> Tensor:

@@ -12,16 +12,14 @@ from engine.evaluate import (
     predicted_classes,
     write_results,
 )
-from engine.flow import FLOW_SOURCE, trained_along
 from engine.loader import batches, evaluation_loader, same_noise, to_device
 from engine.pictures import evenly_spread, save_pictures, save_samples
 from engine.precision import choose_precision
 from engine.processes import main_process_first
-from engine.recipe import FlowRecipe, HybridRecipe, RealNegativesRecipe, Recipe, require, require_positive
+from engine.recipe import Recipe, require, require_positive
 from engine.run import (
     Run,
     add_fixed_flags,
-    add_negative_flags,
     add_size_flag,
     argument_parser,
     choose_device,
@@ -34,16 +32,11 @@ from engine.train import fit
 from engine.windows import SlidingWindows
 
 __all__ = [
-    "FLOW_SOURCE",
-    "FlowRecipe",
-    "HybridRecipe",
-    "RealNegativesRecipe",
     "Recipe",
     "Run",
     "SlidingWindows",
     "Step",
     "add_fixed_flags",
-    "add_negative_flags",
     "add_size_flag",
     "anomaly_figures",
     "argument_parser",
@@ -69,6 +62,5 @@ __all__ = [
     "script_parser",
     "start_run",
     "to_device",
-    "trained_along",
     "write_results",
 ]

@@ -132,28 +132,6 @@ def add_size_flag(parser: argparse.ArgumentParser, of: str) -> None:
     )
 
 
-def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    """Flags that say where negatives come from; returns the group of those of which one is needed."""
-    group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--neg_dataroot", help="ADEChallengeData2016, where the negatives come from")
-    group.add_argument("--neg_images", help="instead any folder of images of unknown things, at any depth")
-    parser.add_argument(
-        "--neg_masks",
-        help="label maps of neg_images, NAME.png at the same places, of ids to cut out by; without them rectangles and "
-        "whole patches are pasted",
-    )
-    parser.add_argument(
-        "--neg_leave_out",
-        nargs="+",
-        type=whole_number(0, 255),
-        default=[],
-        metavar="ID",
-        help="label ids of which nothing is pasted",
-    )
-    add_size_flag(parser, "--neg_images")
-    return group
-
-
 def start_run(
     parser: argparse.ArgumentParser, recipe_type: type, script: str, argv: list[str] | None = None
 ) -> tuple[argparse.Namespace, typing.Any, Run]:

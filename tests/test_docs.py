@@ -84,7 +84,7 @@ def insert(path, text, place):
 def extended(tmp_path_factory):
     """(a copy of the checkout with the examples in it, what running their tests printed, scripts' help texts)"""
     copy = tmp_path_factory.mktemp("docs") / "checkout"
-    for room in ("data", "demo", "engine", "losses", "metrics", "models", "tools"):
+    for room in ("data", "demo", "engine", "losses", "methods", "metrics", "models", "tools"):
         shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     own = [*PROJECT.glob("*.py"), *PROJECT.glob("*.yaml"), PROJECT / "pyproject.toml"]
     tests = ("conftest", "support/parsers", "support/tiny", "scripts/test_recipes", "test_rooms")
@@ -225,7 +225,7 @@ def test_a_section_on_the_method_names_the_function_that_implements_it(heading):
 @pytest.mark.parametrize("page", PAGES[1:], ids=name)
 def test_files_and_recipe_keys_that_are_named_exist(page):
     for path in re.findall(
-        r"`((?:data|demo|engine|losses|metrics|models|tests|tools|benchmarks)/[\w/]+\.\w+)`", page.read_text()
+        r"`((?:data|demo|engine|losses|methods|metrics|models|tests|tools|benchmarks)/[\w/]+\.\w+)`", page.read_text()
     ):
         assert (PROJECT / path).is_file() or path in dict(examples("python")), f"{name(page)} names {path}"
     every = "".join(

@@ -105,7 +105,7 @@ def test_what_the_system_says_of_a_samples_file_arrives_as_it_is(workers):
 
 def test_a_copy_inside_an_environments_folder_shows_one_line_too(tmp_path):
     copy = tmp_path / ".venv" / "site-packages" / "densehybrid"
-    for room in ("data", "engine", "losses", "metrics", "models"):
+    for room in ("data", "engine", "losses", "methods", "metrics", "models"):
         shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*PROJECT.glob("*.py"), *PROJECT.glob("*.yaml")]:
         shutil.copy(path, copy)
@@ -130,7 +130,7 @@ def raised_names(path):
 
 
 def test_no_code_raises_a_builtin_error_where_a_user_is_to_be_told():
-    rooms = ("data", "engine", "losses", "metrics", "models", "tools", "demo")
+    rooms = ("data", "engine", "losses", "methods", "metrics", "models", "tools", "demo")
     files = [path for room in rooms for path in PROJECT.glob(f"{room}/**/*.py")]
     found, allowed = set(), {"SystemExit", "KeyboardInterrupt", "NotImplementedError", "StopIteration", "TypeError"}
     for path in {*files, *PROJECT.glob("*.py")} - {PROJECT / "errors.py"}:

@@ -30,12 +30,12 @@ from data import (
     RoadAnomaly,
     StreetHazards,
     WithNegatives,
-    photographs_of_negatives,
     train_transform,
 )
 from engine.loader import SeededSamples, batches, training_loader
 from errors import message_of
 from labels import IGNORE, OUTLIER
+from methods import photographs_of_negatives
 from tests.data.test_data import MEAN, noise, photograph_files, smooth_noise, street_files
 
 PROJECT = Path(__file__).resolve().parents[2]

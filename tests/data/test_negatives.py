@@ -14,12 +14,12 @@ from data import (
     WithNegatives,
     draw_corner,
     paste,
-    photographs_of_negatives,
     train_transform,
 )
 from data.negatives import permitted_places, place_negative, random_rectangle, two_ids
 from engine.loader import batches, to_device, training_loader
 from labels import IGNORE, OUTLIER
+from methods import photographs_of_negatives
 from tests.data.test_data import MEAN, Pictures, ramp, smooth_noise
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine import RealNegativesRecipe
 from engine.processes import launch_command
 from engine.step import smallest_part
+from methods import RealNegativesRecipe
 from tests.support.several import torchrun
 from tests.support.shared_experiment import NUMBERS, train
 from tests.support.tiny import log_of, read_weights, steps_of

@@ -25,7 +25,7 @@ from tests.support.parsers import SCRIPTS, script_module
 from tools import predict
 
 PROJECT = Path(__file__).resolve().parents[2]
-ROOMS = ("data", "engine", "losses", "metrics", "models", "tools", "demo")
+ROOMS = ("data", "engine", "losses", "methods", "metrics", "models", "tools", "demo")
 FILES = [*PROJECT.glob("*.py"), *(path for room in ROOMS for path in PROJECT.glob(f"{room}/**/*.py"))]
 ODD = os.fsdecode(b"stra\xdfe")  # a name in Latin-1, where names are UTF-8
 NAMES = (ODD, "Straße 字", "line\nbreak")

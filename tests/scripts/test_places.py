@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import FLOW_SOURCE, checkpoint, run_script
+from engine import checkpoint, run_script
 from errors import message_of
+from methods import FLOW_SOURCE
 from models import load_imagenet_densenet121, load_weights
 from models.weights import read_state_dict
 from tests.support.parsers import EVALUATIONS, TRAININGS, Network, parser_of, script_module, spare_networks, words_for

@@ -49,7 +49,7 @@ def test_every_block_reads_into_the_recipe_of_its_script(block):
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_recipe_key_is_used_by_its_script_or_by_the_training_loop(block):
     files = [f"{block}.py", "engine/train.py", "engine/step.py", "engine/run.py"]
-    files += ["engine/flow.py"] if "trained_along" in (PROJECT / f"{block}.py").read_text() else []
+    files += ["methods/flow_negatives.py"] if "trained_along" in (PROJECT / f"{block}.py").read_text() else []
     text = "".join((PROJECT / file).read_text() for file in files)
     for field in dataclasses.fields(recipe_type_of(block)):
         assert re.search(rf"\brecipe\.{field.name}\b", text), field.name

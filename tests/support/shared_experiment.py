@@ -15,11 +15,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data import MaskedPatches, StreetHazards, WithNegatives, paste, train_transform
-from data.negatives import photographs_of_negatives
-from engine import RealNegativesRecipe, Run, Step, closed_set_figures, fit, run_script
+from engine import Run, Step, closed_set_figures, fit, run_script
 from engine.processes import rank
 from engine.run import choose_device
 from losses import dense_hybrid_loss, pixel_counts
+from methods import RealNegativesRecipe, photographs_of_negatives
 
 NUMBERS = {
     "lr": 0.05, "lr_min": 0.0, "schedule": "cosine", "epochs": 2, "batch_size": 4, "drop_last": False,

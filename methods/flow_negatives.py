@@ -9,8 +9,8 @@ from torch import nn
 
 from engine.loader import same_noise
 from engine.pictures import save_samples
-from engine.recipe import FlowRecipe
 from engine.run import Run
+from methods.recipes import FlowRecipe
 
 FLOW_SOURCE = "--flow_state takes a file of train_denseflow.py, a released one, or none"
 

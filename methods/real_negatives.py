@@ -1,0 +1,59 @@
+"""Negatives from photographs: where they come from."""
+
+import argparse
+from collections.abc import Collection
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from data import ADE20K, ImageFolder
+from engine import add_size_flag
+from engine.flags import whole_number
+from errors import WrongInput
+
+
+def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Flags that say where negatives come from; returns the group of those of which one is needed."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--neg_dataroot", help="ADEChallengeData2016, where the negatives come from")
+    group.add_argument("--neg_images", help="instead any folder of images of unknown things, at any depth")
+    parser.add_argument(
+        "--neg_masks",
+        help="label maps of neg_images, NAME.png at the same places, of ids to cut out by; without them rectangles and "
+        "whole patches are pasted",
+    )
+    parser.add_argument(
+        "--neg_leave_out",
+        nargs="+",
+        type=whole_number(0, 255),
+        default=[],
+        metavar="ID",
+        help="label ids of which nothing is pasted",
+    )
+    add_size_flag(parser, "--neg_images")
+    return group
+
+
+def photographs_of_negatives(
+    ade20k: str | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    leave_out: Collection[int] = (),
+    cache: str | Path | None = None,
+    max_pixels: int | None = None,
+) -> Dataset:
+    """ADE20K, or any folder of images with or without label maps.
+
+    cache       a folder for decoded copies of the files (see data/cache.py)
+    max_pixels  of the largest of the images that is taken; see ImageFolder
+
+    Raises ValueError for masks without images, and for ids to leave out where no label map has any.
+    """
+    if masks and not images:
+        raise WrongInput(f"--neg_masks {masks} are the label maps of --neg_images, which is missing")
+    if leave_out and images and not masks:
+        raise WrongInput(
+            f"--neg_leave_out {' '.join(map(str, leave_out))}: there are no label maps to find these ids in; give them "
+            f"with --neg_masks, or leave nothing out of {images}"
+        )
+    return ImageFolder(images, None, masks, cache, max_pixels) if images else ADE20K(ade20k, cache=cache)
