@@ -62,7 +62,9 @@ def commands():
     for page in PAGES[1:]:
         text = re.sub(r"\\+\n\s*", "", page.read_text())  # a line that goes on
         for script, module, rest in re.findall(r"\bpython (?:([\w/]+\.py)|-m ((?:tools|demo)[\w.]*))([^`\n]*)", text):
-            script = script or f"{module.replace('.', '/')}.py"
+            if module:
+                path = module.replace(".", "/")
+                script = f"{path}.py" if (PROJECT / f"{path}.py").is_file() else f"{path}/__main__.py"
             words = shlex.split(rest.split(" #")[0].split(" > ")[0])
             found.append((name(page), script, [word.split("=")[0] for word in words if word.startswith("--")]))
     return found
