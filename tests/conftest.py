@@ -4,22 +4,20 @@ import ctypes
 import os
 
 import pytest
-import torch
 
 from demo.world import draw_negatives, draw_street_hazards
-from models import ladder_densenet121
+from tests.support.layouts import STREET_SIZE
+from tests.support.networks import save_random_weights
 from tests.support.tiny import train
 
 pytest.register_assert_rewrite("tests.support.script_runs")
-
-WIDTH, HEIGHT = 64, 48
 
 
 @pytest.fixture(scope="session")
 def street_hazards(tmp_path_factory):
     """StreetHazards' folders: 10 training, 3 validation and 5 test frames, three of them in t5 and two in t6."""
     root = tmp_path_factory.mktemp("world") / "street_hazards"
-    draw_street_hazards(root, training=10, validation=3, test=5, width=WIDTH, height=HEIGHT)
+    draw_street_hazards(root, training=10, validation=3, test=5, width=STREET_SIZE[1], height=STREET_SIZE[0])
     return root
 
 
@@ -54,17 +52,6 @@ def random_weights(tmp_path_factory):
     for kind, path in files.items():
         save_random_weights(path, hybrid=kind == "hybrid")
     return files
-
-
-def save_random_weights(path, hybrid, num_classes=12):
-    torch.manual_seed(0)
-    model = ladder_densenet121(num_classes, hybrid)
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None
-    with torch.no_grad():
-        model.train()(torch.rand(4, 3, HEIGHT, WIDTH))
-    torch.save(model.state_dict(), path)
 
 
 @pytest.fixture

@@ -70,3 +70,15 @@ def test_nothing_moves_itself_to_the_gpu():
             for node in ast.walk(ast.parse(path.read_text())):
                 called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr
                 assert called != "cuda", f"{name(path)}, line {node.lineno}: take .to(device), which --device chooses"
+
+
+def test_no_test_file_imports_another():
+    """What several of them need is in tests/support/"""
+    files = {path for path in FILES if path.is_relative_to(PROJECT / "tests")}
+    tests = {path.stem for path in files if path.name.startswith(("test_", "conftest"))}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            module = getattr(node, "module", None) or ""
+            found = {part for whole in (module, *names) for part in whole.split(".")} & tests
+            assert not found, f"{name(path)}, line {node.lineno}, imports {found}"

@@ -36,7 +36,8 @@ from engine.loader import SeededSamples, batches, training_loader
 from errors import message_of
 from labels import IGNORE, OUTLIER
 from methods import photographs_of_negatives
-from tests.data.test_data import MEAN, noise, photograph_files, smooth_noise, street_files
+from tests.support.layouts import ade20k_photograph, make, noise, pair, street_frame
+from tests.support.samples import MEAN, smooth_noise
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def streets(root, cache, transform=None):
 def frame(tmp_path):
     """One frame of 90x60 noise and every label: (root, image file, label file)"""
     stored = np.random.default_rng(1).integers(1, 15, (60, 90), dtype=np.uint8)
-    return tmp_path / "sh", *street_files(tmp_path / "sh", image=noise(60, 90), stored=stored)
+    return tmp_path / "sh", *street_frame(tmp_path / "sh", image=noise(60, 90), stored=stored)
 
 
 def decodes(monkeypatch):
@@ -107,8 +108,8 @@ def test_without_a_cache_nothing_is_written(frame, tmp_path):
 
 
 def test_images_of_every_mode_and_labels_of_sixteen_bits_come_back_as_rgb_and_bytes(tmp_path):
-    photograph_files(tmp_path, "grey", mode="L")
-    photograph_files(tmp_path, "colour", ids=np.full((40, 40), 150, np.uint16))
+    ade20k_photograph(tmp_path, "grey", mode="L")
+    ade20k_photograph(tmp_path, "colour", stored=np.full((40, 40), 150, np.uint16))
     plain, kept = ADE20K(tmp_path), ADE20K(tmp_path, cache=tmp_path / "cache")
     for _ in range(2):
         for index in range(2):
@@ -140,7 +141,7 @@ def test_what_is_written_to_a_sample_does_not_reach_its_copy(frame, tmp_path):
 def test_a_copy_is_mapped_and_only_the_rows_that_are_looked_at_are_read(tmp_path):
     if not Path("/proc/self/smaps").exists():
         pytest.skip("what a process has read of a mapped file is told by Linux")
-    street_files(tmp_path / "sh", image=np.zeros((4000, 2000, 3), np.uint8), stored=np.ones((4000, 2000), np.uint8))
+    street_frame(tmp_path / "sh", image=np.zeros((4000, 2000, 3), np.uint8), stored=np.ones((4000, 2000), np.uint8))
     dataset = streets(tmp_path / "sh", tmp_path / "cache")
     dataset[0]
     image, _, _ = dataset[0]
@@ -215,7 +216,7 @@ def test_another_table_of_labels_has_copies_of_its_own(frame, tmp_path):
 def test_a_file_of_the_same_name_elsewhere_has_its_own_copy(frame, tmp_path):
     root, image_path, label_path = frame
     other = tmp_path / "other"
-    paths = street_files(other, image=noise(60, 90, seed=1), stored=np.full((60, 90), 1, np.uint8))
+    paths = street_frame(other, image=noise(60, 90, seed=1), stored=np.full((60, 90), 1, np.uint8))
     for path in (*paths, image_path, label_path):  # all of one size and time
         path.write_bytes(path.read_bytes().ljust(50_000, b"\0"))
         os.utime(path, ns=(0, 0))
@@ -225,7 +226,7 @@ def test_a_file_of_the_same_name_elsewhere_has_its_own_copy(frame, tmp_path):
 
 def test_a_picture_that_one_data_set_takes_is_still_refused_by_another(tmp_path):
     root = tmp_path / "sh"
-    image_path, _ = street_files(root)
+    image_path, _ = street_frame(root)
     Image.fromarray(noise(4, 6)[..., 0]).save(image_path)
     ImageFolder(image_path.parent, cache=tmp_path / "cache")[0]
     with pytest.raises(ValueError, match=r"a greyscale image \(mode L\); expected RGB or RGBA"):
@@ -337,41 +338,23 @@ for _ in range(3):
 # Who takes one
 
 
-def pair(root, image, labels, value):
-    for name, pixels in ((image, noise(30, 40)), (labels, np.full((30, 40), value, np.uint8))):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(root / name)
-
-
-def make_coco(root):
-    pair(root, "images/train2017/a.jpg", "labels/train2017/a.png", 0)
-    names = "".join(f"{number}: {name}\n" for name, number in zip(COCO20.class_colours, KNOWN_IDS, strict=True))
-    (root / "labels.txt").write_text(names)
-
-
-KNOWN_IDS = (1, 2, 3, 4, 5, 6, 7, 9, 16, 17, 18, 19, 20, 21, 44, 62, 63, 64, 67, 72)
-LOST = "leftImg8bit/a_leftImg8bit.png", "ood/a_ood_segmentation.png"
-TRACK = "images/a.png", "labels_masks/a_labels_semantic.png"
-ROAD = "frames/a.jpg", "frames/a.labels/labels_semantic.png"
-CITY = "leftImg8bit/train/a/a_leftImg8bit.png", "gtFine/train/a/a_gtFine_labelIds.png"
 SETS = {
-    "Cityscapes": (partial(pair, image=CITY[0], labels=CITY[1], value=7), partial(Cityscapes, split="train")),
-    "COCO20": (make_coco, partial(COCO20, split="training")),
-    "ADE20K": (photograph_files, ADE20K),
-    "LostAndFound": (partial(pair, image=LOST[0], labels=LOST[1], value=1), LostAndFound),
-    "FishyscapesStatic": (partial(pair, image="a_rgb.jpg", labels="a_labels.png", value=1), FishyscapesStatic),
-    "AnomalyTrack": (partial(pair, image=TRACK[0], labels=TRACK[1], value=1), AnomalyTrack),
-    "ObstacleTrack": (partial(pair, image=TRACK[0], labels=TRACK[1], value=1), ObstacleTrack),
-    "RoadAnomaly": (partial(pair, image=ROAD[0], labels=ROAD[1], value=2), RoadAnomaly),
-    "ADE20K negatives": (photograph_files, lambda root, cache: photographs_of_negatives(root, cache=cache)),
+    "cityscapes": partial(Cityscapes, split="train"),
+    "coco20": partial(COCO20, split="training"),
+    "ade20k": ADE20K,
+    "lf": LostAndFound,
+    "static": FishyscapesStatic,
+    "anomaly-track": AnomalyTrack,
+    "obstacle-track": ObstacleTrack,
+    "road-anomaly": RoadAnomaly,
+    "ade20k, as negatives": lambda root, cache: photographs_of_negatives(root, cache=cache),
 }
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_data_set_takes_a_cache(name, tmp_path, monkeypatch):
-    make, dataset = SETS[name]
-    make(tmp_path / "data")
-    plain, kept = (dataset(tmp_path / "data", cache=cache) for cache in (None, str(tmp_path / "cache")))
+    root = make(name.split(",")[0], tmp_path / "data")
+    plain, kept = (SETS[name](root, cache=cache) for cache in (None, str(tmp_path / "cache")))
     read = decodes(monkeypatch)
     for _ in range(2):
         assert_same(plain[0], kept[0])
@@ -379,7 +362,7 @@ def test_every_data_set_takes_a_cache(name, tmp_path, monkeypatch):
 
 
 def test_photographs_of_negatives_are_kept_with_and_without_label_maps(tmp_path, monkeypatch):
-    pair(tmp_path, "pictures/a.png", "masks/a.png", 5)
+    pair(tmp_path, "pictures/a.png", "masks/a.png", np.full((30, 40), 5, np.uint8))
     given = {"images": tmp_path / "pictures", "cache": tmp_path / "cache"}
     read = decodes(monkeypatch)
     with_masks = photographs_of_negatives(masks=tmp_path / "masks", **given)

@@ -12,26 +12,21 @@ from PIL import Image
 import data.coco
 from data import COCO20, train_transform
 from labels import IGNORE, OUTLIER
+from tests.support.layouts import COCO_FOLDERS, COCO_KNOWN, COCO_OTHERS, GRASS, SKY, coco_names, coco_photograph
 
 CLASSES = ["person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "boat", "bird", "cat", "dog", "horse",
            "sheep", "cow", "bottle", "chair", "couch", "potted plant", "dining table", "tv"]  # fmt: skip
 # COCO's own table of things by id, written out: the 20 known ones and some of the 60 others.
-KNOWN = {"person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "airplane": 5, "bus": 6, "train": 7, "boat": 9,
-         "bird": 16, "cat": 17, "dog": 18, "horse": 19, "sheep": 20, "cow": 21, "bottle": 44, "chair": 62, "couch": 63,
-         "potted plant": 64, "dining table": 67, "tv": 72}  # fmt: skip
-OTHERS = {"truck": 8, "traffic light": 10, "fire hydrant": 11, "stop sign": 13, "elephant": 22, "umbrella": 28,
-          "wine glass": 46, "bed": 65, "toilet": 70, "laptop": 73, "book": 84, "toothbrush": 90}  # fmt: skip
 REMOVED = [12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91]
-SKY, GRASS, BANNER, LAST = 157, 124, 92, 182  # stuff
-FOLDERS = {"training": "train2017", "validation": "val2017", "validation_known": "val2017"}
+BANNER, LAST = 92, 182  # stuff, as SKY and GRASS
 
 # Label maps by the ids they hold; None is unlabeled.
 MAPS = {
     "known": [1],
-    "known_and_stuff": [KNOWN["tv"], SKY, None],
-    "known_and_removed": [KNOWN["boat"], 12, 91],
-    "known_and_unknown": [1, OTHERS["truck"]],
-    "unknown": [OTHERS["toothbrush"], GRASS],
+    "known_and_stuff": [COCO_KNOWN["tv"], SKY, None],
+    "known_and_removed": [COCO_KNOWN["boat"], 12, 91],
+    "known_and_unknown": [1, COCO_OTHERS["truck"]],
+    "unknown": [COCO_OTHERS["toothbrush"], GRASS],
     "stuff": [BANNER, SKY, LAST],
     "removed": REMOVED,
     "unlabeled": [None],
@@ -49,28 +44,15 @@ def stored(ids):
 
 def photograph(root, split, name, ids, mode="RGB"):
     """A photograph and its label map: the paths of both"""
-    paths = root / f"images/{FOLDERS[split]}/{name}.jpg", root / f"labels/{FOLDERS[split]}/{name}.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    for path, array, as_mode in zip(paths, (pixels, stored(ids)), (mode, "L"), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).convert(as_mode).save(path)
-    return paths
-
-
-def write_names(root, changed=None):
-    """labels.txt, its lines in no order that matters; `changed` gives other names"""
-    names = {number: f"thing or stuff {number}" for number in range(183)}
-    names |= {number: name for name, number in (KNOWN | OTHERS).items()} | (changed or {})
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "labels.txt").write_text("".join(f"{number}: {name}\n" for number, name in reversed(names.items())))
+    return coco_photograph(root, split, name, stored(ids), mode=mode)
 
 
 @pytest.fixture
 def coco(tmp_path):
     """Photographs of every kind in both splits"""
     root = tmp_path / "coco"
-    write_names(root)
-    for split in FOLDERS:
+    coco_names(root)
+    for split in COCO_FOLDERS:
         for name, ids in MAPS.items():
             photograph(root, split, name, ids)
     return root
@@ -94,7 +76,7 @@ def names_of(photographs):
 
 
 def test_every_stored_value_becomes_a_known_class_an_outlier_or_ignored(tmp_path):
-    write_names(tmp_path)
+    coco_names(tmp_path)
     _, label_path = photograph(tmp_path, "validation", "all", [1])
     values = np.array([[*range(182), 255]], np.uint8)
     Image.fromarray(values).save(label_path)
@@ -102,8 +84,8 @@ def test_every_stored_value_becomes_a_known_class_an_outlier_or_ignored(tmp_path
     (_, labels, name), = COCO20(tmp_path, "validation")  # fmt: skip
     assert name == "images/val2017/all.jpg"
     found = dict(zip(values[0].tolist(), labels[0].tolist(), strict=True))
-    assert {found[number - 1]: known for known, number in KNOWN.items()} == dict(enumerate(CLASSES))
-    assert all(found[number - 1] == OUTLIER for number in OTHERS.values())
+    assert {found[number - 1]: known for known, number in COCO_KNOWN.items()} == dict(enumerate(CLASSES))
+    assert all(found[number - 1] == OUTLIER for number in COCO_OTHERS.values())
     assert all(found[number - 1] == IGNORE for number in [*REMOVED, BANNER, GRASS, SKY, LAST])
     assert found[255] == IGNORE
     counts = [sum(label == which for label in found.values()) for which in (OUTLIER, IGNORE)]
@@ -137,7 +119,7 @@ def test_labels_txt_with_spaces_and_an_empty_line_is_understood(coco):
     ],
 )
 def test_names_that_are_not_where_coco_has_them_are_refused(changed, told, coco):
-    write_names(coco, changed)
+    coco_names(coco, changed)
     with pytest.raises(ValueError) as error:
         COCO20(coco, "training")
     assert f"{coco / 'labels.txt'} {told}: take COCO-Stuff's labels.txt" in str(error.value)
@@ -157,7 +139,7 @@ def test_a_missing_labels_txt_or_folder_is_named_with_the_flag(coco):
 # Which photographs
 
 
-@pytest.mark.parametrize("split", FOLDERS)
+@pytest.mark.parametrize("split", COCO_FOLDERS)
 def test_a_split_holds_the_photographs_of_its_rule_in_sorted_order(split, coco):
     photographs = COCO20(str(coco), split)
     assert names_of(photographs) == sorted(FIT[split])
@@ -168,9 +150,9 @@ def test_a_split_holds_the_photographs_of_its_rule_in_sorted_order(split, coco):
 
 
 @pytest.mark.parametrize("kind", MAPS)
-@pytest.mark.parametrize("split", FOLDERS)
+@pytest.mark.parametrize("split", COCO_FOLDERS)
 def test_one_pixel_decides(split, kind, tmp_path):
-    write_names(tmp_path)
+    coco_names(tmp_path)
     photograph(tmp_path, split, "always", [1])
     photograph(tmp_path, split, kind, MAPS[kind] + [None])  # one pixel of each id, the others unlabeled
     assert names_of(COCO20(tmp_path, split)) == sorted({"always"} | FIT[split] & {kind})
@@ -204,7 +186,7 @@ def test_known_things_of_validation_have_a_list_of_their_own(coco, no_scan):
 
 
 def test_a_grey_photograph_is_taken(tmp_path):
-    write_names(tmp_path)
+    coco_names(tmp_path)
     photograph(tmp_path, "training", "grey", [1], mode="L")
     (image, _, _), = COCO20(tmp_path, "training")  # fmt: skip
     assert image.shape == (3, 4, 6)
@@ -222,16 +204,18 @@ def test_a_transform_sees_image_and_labels_and_its_content_is_passed_on(coco):
     assert (image[:, labels == IGNORE] == torch.tensor([[123], [116], [103]])).all()
 
 
-@pytest.mark.parametrize("split", FOLDERS)
+@pytest.mark.parametrize("split", COCO_FOLDERS)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_set_of_which_nothing_fits_is_refused(split, workers, tmp_path):
-    write_names(tmp_path)
+    coco_names(tmp_path)
     for name in ("stuff", "removed", "unlabeled"):
         photograph(tmp_path, split, name, MAPS[name])
     with pytest.raises(ValueError) as error:
         COCO20(tmp_path, split, workers=workers)
     told = str(error.value)
-    assert told.startswith(f"none of the 3 label maps under {tmp_path / 'labels' / FOLDERS[split]} holds at least one")
+    assert told.startswith(
+        f"none of the 3 label maps under {tmp_path / 'labels' / COCO_FOLDERS[split]} holds at least one"
+    )
     assert "a pixel's value must be COCO-Stuff's id - 1" in told
     assert not list(tmp_path.glob("coco20*"))
 
@@ -259,7 +243,7 @@ def test_other_label_maps_are_scanned_anew(change, coco, no_scan, capsys):
     COCO20(coco, "training")
     expected = set(FIT["training"])
     if change != "removed":
-        photograph(coco, "training", "another", [KNOWN["dog"]])
+        photograph(coco, "training", "another", [COCO_KNOWN["dog"]])
         expected.add("another")
     if change != "added":
         for path in coco.glob("*/train2017/known.*"):
@@ -302,7 +286,7 @@ def test_a_damaged_list_is_made_anew(damage, coco, capsys):
 def test_processes_find_what_one_finds(tmp_path):
     kinds = list(MAPS)
     drawn = np.random.default_rng(0).integers(len(kinds), size=300)  # several chunks for each process
-    write_names(tmp_path)
+    coco_names(tmp_path)
     for number, kind in enumerate(drawn):
         photograph(tmp_path, "training", f"{number:03}", MAPS[kinds[kind]])
     lists = []
@@ -438,7 +422,7 @@ def test_real_photographs_pass_the_rules(real_coco):
             raw = np.array(Image.open(path))
             things = set((np.unique(raw).astype(int) + 1).tolist()) & (set(range(1, 92)) - set(REMOVED))
             assert things, name
-            assert split == "validation" or things <= set(KNOWN.values()), name
+            assert split == "validation" or things <= set(COCO_KNOWN.values()), name
             for label, known in enumerate(CLASSES):
-                assert np.array_equal(labels.numpy() == label, raw == KNOWN[known] - 1), name
+                assert np.array_equal(labels.numpy() == label, raw == COCO_KNOWN[known] - 1), name
             assert image.shape == (3, *labels.shape) and name.endswith(f"{path.stem}.jpg")

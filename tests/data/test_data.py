@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
-from torch.utils.data import Dataset
 
 from data import (
     ADE20K,
@@ -22,50 +21,8 @@ from data import (
 from data.files import label_table, open_image, plain_png, read_image, read_labels
 from data.transforms import scaled_crop
 from labels import IGNORE, OUTLIER
-
-MEAN = (84, 88, 95)
-
-
-def write(path, array, mode=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(np.asarray(array))
-    (image.convert(mode) if mode else image).save(path)
-    return path
-
-
-def noise(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def street_files(root, split="training", name="t1/000.png", image=None, stored=None):
-    """One frame in StreetHazards' layout: the paths of image and label map"""
-    part = "test" if split == "test" else "train"
-    return (write(root / part / "images" / split / name, noise(4, 6) if image is None else image),
-            write(root / part / "annotations" / split / name,
-                  np.full((4, 6), 2, np.uint8) if stored is None else stored))  # fmt: skip
-
-
-def photograph_files(root, name="a", image=None, ids=None, mode=None):
-    """One photograph in ADE20K's layout"""
-    return (
-        write(root / f"images/training/{name}.jpg", noise(40, 40) if image is None else image, mode),
-        write(root / f"annotations/training/{name}.png", np.zeros((40, 40), np.uint8) if ids is None else ids),
-    )
-
-
-class Pictures(Dataset):
-    """Samples held in memory"""
-
-    mean_colour = (107, 117, 120)
-
-    def __init__(self, *samples):
-        self.samples = samples
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index):
-        return *self.samples[index], f"picture {index}"
+from tests.support.layouts import ade20k_photograph, noise, street_frame, write
+from tests.support.samples import MEAN, Pictures, ramp, smooth_noise
 
 
 def told_by(error, dataset, index=0):
@@ -83,7 +40,7 @@ STORED = {1: 0, 2: 1, 3: 2, 4: IGNORE, 5: 3, 6: 4, 7: 5, 8: 6, 9: 7, 10: 8, 11: 
 
 def test_stored_values_become_the_known_classes_outlier_and_ignore(tmp_path):
     stored = np.array([list(STORED)], np.uint8)
-    street_files(tmp_path, image=noise(1, 14), stored=stored)
+    street_frame(tmp_path, image=noise(1, 14), stored=stored)
     image, labels, name = StreetHazards(tmp_path, "training")[0]
     assert labels.tolist() == [list(STORED.values())]
     assert labels.dtype == image.dtype == torch.uint8
@@ -109,14 +66,14 @@ def test_stored_values_become_the_known_classes_outlier_and_ignore(tmp_path):
 def test_a_value_that_street_hazards_does_not_have_is_refused(value, tmp_path):
     stored = np.full((4, 6), 2, np.uint8)
     stored[3, 5] = value
-    _, label_path = street_files(tmp_path, stored=stored)
+    _, label_path = street_frame(tmp_path, stored=stored)
     told = told_by(ValueError, StreetHazards(tmp_path, "training"))
     assert f"{label_path} holds label value {value}; this data set's values are 1-14" in told
 
 
 def test_a_pixel_is_rgb_and_at_its_place(tmp_path):
     image = noise(4, 6)
-    street_files(tmp_path, image=image)
+    street_frame(tmp_path, image=image)
     taken, _, _ = StreetHazards(tmp_path, "training")[0]
     assert taken.shape == (3, 4, 6)
     assert all(taken[:, row, column].tolist() == image[row, column].tolist() for row in range(4) for column in range(6))
@@ -124,13 +81,13 @@ def test_a_pixel_is_rgb_and_at_its_place(tmp_path):
 
 def test_an_alpha_channel_is_dropped_and_not_blended(tmp_path):
     image = np.dstack([noise(4, 6), np.arange(24, dtype=np.uint8).reshape(4, 6)])  # 0 is fully transparent
-    street_files(tmp_path, image=image)
+    street_frame(tmp_path, image=image)
     assert StreetHazards(tmp_path, "training")[0][0].permute(1, 2, 0).tolist() == image[..., :3].tolist()
 
 
 def test_a_label_map_of_sixteen_bits_is_read_by_value(tmp_path):
     stored = np.full((4, 6), 14, np.uint16)
-    _, label_path = street_files(tmp_path, stored=stored)
+    _, label_path = street_frame(tmp_path, stored=stored)
     assert Image.open(label_path).mode == "I;16"
     assert StreetHazards(tmp_path, "training")[0][1].unique().tolist() == [OUTLIER]
     stored[0, 0] = 256 + 14
@@ -139,7 +96,7 @@ def test_a_label_map_of_sixteen_bits_is_read_by_value(tmp_path):
 
 
 def test_a_coloured_label_map_is_read_by_index(tmp_path):
-    _, label_path = street_files(tmp_path)
+    _, label_path = street_frame(tmp_path)
     palette = Image.fromarray(np.full((4, 6), 13, np.uint8))
     palette.putpalette([1, 2, 3] * 256)
     palette.save(label_path)
@@ -151,7 +108,7 @@ def test_a_coloured_label_map_is_read_by_index(tmp_path):
 def towns(tmp_path):
     for split, name in (("training", "t1/b"), ("training", "t2/a"), ("training", "t1/a"), ("validation", "t3/9"),
                         ("test", "t6/1"), ("test", "t5/2"), ("test", "t5/1")):  # fmt: skip
-        street_files(tmp_path, split, f"{name}.png")
+        street_frame(tmp_path, split, f"{name}.png")
     return tmp_path
 
 
@@ -175,7 +132,7 @@ def test_a_split_that_is_none_is_refused(towns):
 def test_the_folders_above_may_have_any_name(folder, tmp_path):
     root = tmp_path / folder
     for town, value in (("t5", 1), ("t6", 14)):
-        street_files(root, "test", f"{town}/images_t6.png", stored=np.full((4, 6), value, np.uint8))
+        street_frame(root, "test", f"{town}/images_t6.png", stored=np.full((4, 6), value, np.uint8))
     for town, label in (("t5", 0), ("t6", OUTLIER)):
         ((_, labels, name),) = StreetHazards(root, town)
         assert name == f"test/images/test/{town}/images_t6.png"
@@ -194,7 +151,7 @@ def test_a_missing_folder_is_named_with_the_flag(tmp_path):
 
 
 def test_a_data_set_without_images_is_refused(tmp_path):
-    image_path, label_path = street_files(tmp_path)
+    image_path, label_path = street_frame(tmp_path)
     image_path.unlink()
     label_path.unlink()
     with pytest.raises(FileNotFoundError) as error:
@@ -221,7 +178,7 @@ def test_a_label_map_without_image_is_named(towns):
 
 
 def test_image_and_label_map_of_two_sizes_are_named(tmp_path):
-    image_path, label_path = street_files(tmp_path, stored=np.full((6, 4), 2, np.uint8))
+    image_path, label_path = street_frame(tmp_path, stored=np.full((6, 4), 2, np.uint8))
     told = told_by(ValueError, StreetHazards(tmp_path, "training"))
     assert f"{image_path} is 6x4 but its label map {label_path} is 4x6" in told
 
@@ -230,7 +187,7 @@ def test_image_and_label_map_of_two_sizes_are_named(tmp_path):
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.8])
 def test_a_truncated_file_is_named_wherever_it_is_cut(which, share, tmp_path):
     stored = np.random.default_rng(0).integers(1, 15, (40, 60), dtype=np.uint8)
-    path = street_files(tmp_path, image=noise(40, 60), stored=stored)[which]
+    path = street_frame(tmp_path, image=noise(40, 60), stored=stored)[which]
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     told = told_by(ValueError, StreetHazards(tmp_path, "training"))
@@ -239,7 +196,7 @@ def test_a_truncated_file_is_named_wherever_it_is_cut(which, share, tmp_path):
 
 
 def test_a_file_that_went_away_is_named(tmp_path):
-    image_path, _ = street_files(tmp_path)
+    image_path, _ = street_frame(tmp_path)
     frames = StreetHazards(tmp_path, "training")
     image_path.unlink()
     assert f"{image_path} is gone" in told_by(FileNotFoundError, frames)
@@ -248,7 +205,7 @@ def test_a_file_that_went_away_is_named(tmp_path):
 @pytest.mark.parametrize("mode, words", [("L", "a greyscale image"), ("LA", "a greyscale image"),
                                          ("P", "a palette image"), ("1", "a black-and-white image")])  # fmt: skip
 def test_an_image_that_may_be_a_label_map_is_refused(mode, words, tmp_path):
-    image_path, _ = street_files(tmp_path)
+    image_path, _ = street_frame(tmp_path)
     write(image_path, noise(4, 6), mode)
     told = told_by(ValueError, StreetHazards(tmp_path, "training"))
     assert f"{image_path} is stored as {words} (mode {mode}); expected RGB or RGBA" in told
@@ -256,7 +213,7 @@ def test_an_image_that_may_be_a_label_map_is_refused(mode, words, tmp_path):
 
 
 def test_an_rgb_label_map_is_refused(tmp_path):
-    _, label_path = street_files(tmp_path, stored=noise(4, 6))
+    _, label_path = street_frame(tmp_path, stored=noise(4, 6))
     told = told_by(ValueError, StreetHazards(tmp_path, "training"))
     assert f"{label_path} is stored as an image (mode RGB); a label map has one value per pixel" in told
 
@@ -338,7 +295,7 @@ def test_of_several_strange_values_the_least_is_told(tmp_path):
 
 def test_every_ade20k_id_is_its_own_label(tmp_path):
     ids = np.arange(151, dtype=np.uint8)[None]
-    photograph_files(tmp_path, "ADE_train_1", noise(1, 151), ids)
+    ade20k_photograph(tmp_path, "ADE_train_1", noise(1, 151), ids)
     image, labels, name = ADE20K(tmp_path)[0]
     assert labels.tolist() == ids.tolist()
     assert image.shape == (3, 1, 151)
@@ -346,13 +303,13 @@ def test_every_ade20k_id_is_its_own_label(tmp_path):
 
 
 def test_ade20k_id_151_is_refused(tmp_path):
-    _, label_path = photograph_files(tmp_path, ids=np.full((40, 40), 151, np.uint8))
+    _, label_path = ade20k_photograph(tmp_path, stored=np.full((40, 40), 151, np.uint8))
     told = told_by(ValueError, ADE20K(tmp_path))
     assert f"{label_path} holds label value 151; this data set's values are 0-150" in told
 
 
 def test_a_grey_photograph_is_taken_with_three_equal_channels(tmp_path):
-    photograph_files(tmp_path, mode="L")
+    ade20k_photograph(tmp_path, mode="L")
     image, _, _ = ADE20K(tmp_path)[0]
     assert image.shape == (3, 40, 40)
     assert image[0].equal(image[1])
@@ -381,19 +338,6 @@ def test_the_drawn_world_is_read_as_the_real_one(street_hazards, ade20k):
 
 
 # Crops. In a ramp the image's red and the label are the column, and green is the row.
-
-
-def ramp(height, width):
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    image = torch.stack([columns, rows, torch.full_like(rows, 77)]).to(torch.uint8)
-    return image, columns.to(torch.uint8)
-
-
-def smooth_noise(height, width, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, 3, height // 16 + 1, width // 16 + 1, generator=generator)
-    image = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)[0]
-    return (255 * image).to(torch.uint8), (255 * image[0]).to(torch.uint8) // 40
 
 
 def nearest_place(whole, part, margin):
@@ -543,7 +487,7 @@ def test_draws_are_a_function_of_torchs_seed():
 
 def test_a_transform_is_applied_to_image_and_labels(tmp_path):
     image, labels = ramp(40, 60)
-    street_files(tmp_path, image=image.permute(1, 2, 0).numpy(), stored=(labels % 13 + 1).numpy())
+    street_frame(tmp_path, image=image.permute(1, 2, 0).numpy(), stored=(labels % 13 + 1).numpy())
     crop, crop_labels, _ = StreetHazards(tmp_path, "training", train_transform(24, (1.0, 1.0), MEAN))[0]
     assert crop_labels.tolist() == [[STORED[value % 13 + 1] for value in row] for row in crop[0].tolist()]
 
@@ -568,7 +512,7 @@ def test_the_content_of_a_crop_is_where_its_image_is_past_the_flip(scale):
 
 
 def test_what_a_transform_returns_besides_stands_before_the_name(tmp_path):
-    street_files(tmp_path)
+    street_frame(tmp_path)
     transform = train_transform(8, (1.0, 1.0), MEAN, with_content=True)
     image, labels, content, name = StreetHazards(tmp_path, "training", transform)[0]
     assert image.shape == (3, 8, 8) and labels.shape == (8, 8)

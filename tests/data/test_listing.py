@@ -4,15 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from data import COCO20, ImageFolder
 from data.files import pair_files
 from data.listing import files_below, say_once
-from tests.engine.test_pictures import make_odd
-from tests.tools.test_check_data import LABELLED, make
+from tests.support.layouts import LABELLED, make, make_odd, noise, write
 from tools import export_scores, predict
 from tools.check_data import SOURCES, checked
 
@@ -32,9 +29,7 @@ def say_again():
 
 
 def save(path, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(path)
-    return path
+    return write(path, noise(6, 8, seed))
 
 
 def splits(name, root):

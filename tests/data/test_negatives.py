@@ -20,7 +20,7 @@ from data.negatives import permitted_places, place_negative, random_rectangle, t
 from engine.loader import batches, to_device, training_loader
 from labels import IGNORE, OUTLIER
 from methods import photographs_of_negatives
-from tests.data.test_data import MEAN, Pictures, ramp, smooth_noise
+from tests.support.samples import MEAN, Pictures, ramp, smooth_noise
 
 CPU = torch.device("cpu")
 

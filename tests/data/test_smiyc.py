@@ -14,70 +14,38 @@ from data import IGNORE, OUTLIER, AnomalyTrack, ObstacleTrack, RoadAnomaly
 from losses import hybrid_score
 from metrics.components import ComponentMetrics
 from models import ladder_densenet121, load_weights
-from tests.conftest import save_random_weights
+from tests.support.layouts import boxes, large_frames, noise, road_anomaly, track, write
+from tests.support.networks import save_random_weights
 
-HEIGHT, WIDTH = 12, 20
-
-
-def write(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **({"lossless": True} if path.suffix == ".webp" else {}))
+SIZE = HEIGHT, WIDTH = 12, 20
+MAPS = [boxes(number, 1, 255, SIZE) for number in range(3)]
+ROAD_MAPS = [boxes(number, 2, size=SIZE) for number in range(3)]
 
 
-def picture(seed):
-    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-
-
-def truth(seed, outlier, ignored=0):
-    """A label map with a box of outliers, and one of ignored pixels"""
-    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-    labels[1 + seed : 5 + seed, 3:9] = outlier
-    labels[10:] = ignored
-    return labels
-
-
-def smiyc(root, ending):
-    for number in range(3):
-        write(root / f"images/validation{number}.{ending}", picture(number))
-        write(root / f"labels_masks/validation{number}_labels_semantic.png", truth(number, 1, 255))
-        write(root / f"labels_masks/validation{number}_labels_semantic_color.png", picture(number))
-    write(root / f"images/test0.{ending}", picture(9))  # whose labels are not released
-    return root
-
-
-def road_anomaly(root):
-    for number in range(3):
-        write(root / f"frames/zebra{number}_road.jpg", picture(number))
-        write(root / f"frames/zebra{number}_road.labels/labels_semantic.png", truth(number, 2))
-        write(root / f"frames/zebra{number}_road.labels/labels_semantic_color.png", picture(number))
-    (root / "frame_list.json").write_text("[]")
-    return root
-
-
-@pytest.mark.parametrize("track", [AnomalyTrack, ObstacleTrack])
+@pytest.mark.parametrize("dataset", [AnomalyTrack, ObstacleTrack])
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("folder", ["smiyc", "images/labels_masks.png"])
-def test_a_track_pairs_the_labelled_images_wherever_it_lies(tmp_path, track, ending, folder):
-    samples = track(smiyc(tmp_path / folder, ending))
+def test_a_track_pairs_the_labelled_images_wherever_it_lies(tmp_path, dataset, ending, folder):
+    samples = dataset(track(tmp_path / folder, MAPS, ending))
     assert [samples[index][2] for index in range(len(samples))] == [f"images/validation{n}.{ending}" for n in range(3)]
     for number in range(3):
         image, labels, _ = samples[number]
-        assert np.array_equal(labels.numpy(), truth(number, OUTLIER, IGNORE))
+        assert np.array_equal(labels.numpy(), boxes(number, OUTLIER, IGNORE, SIZE))
         if ending != "jpg":
-            assert np.array_equal(image.permute(1, 2, 0).numpy(), picture(number))
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), noise(*SIZE, number))
 
 
 def test_images_of_several_formats_may_lie_together(tmp_path):
-    root = smiyc(tmp_path, "jpg")
+    root = track(tmp_path, MAPS, "jpg")
     (root / "images/validation1.jpg").unlink()
-    write(root / "images/validation1.png", picture(1))
+    write(root / "images/validation1.png", noise(*SIZE, 1))
     names = [name for _, _, name in (AnomalyTrack(root)[index] for index in range(3))]
     assert names == ["images/validation0.jpg", "images/validation1.png", "images/validation2.jpg"]
 
 
 def test_a_label_map_without_its_one_image_is_an_error(tmp_path):
-    root = smiyc(tmp_path, "webp")
-    write(root / "images/validation1.jpg", picture(1))
+    root = track(tmp_path, MAPS, "webp")
+    write(root / "images/validation1.jpg", noise(*SIZE, 1))
     with pytest.raises(FileNotFoundError, match=r"validation1_labels_semantic\.png has 2 images validation1\.jpg, "):
         ObstacleTrack(root)
     for ending in ("jpg", "webp"):
@@ -89,7 +57,7 @@ def test_a_label_map_without_its_one_image_is_an_error(tmp_path):
 def test_a_missing_folder_and_a_part_without_labels_are_errors_that_name_the_layout(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*images; .*dataset_AnomalyTrack, which holds images/"):
         AnomalyTrack(tmp_path)
-    root = smiyc(tmp_path, "png")
+    root = track(tmp_path, MAPS, "png")
     for path in root.glob("labels_masks/*_semantic.png"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no \*_labels_semantic\.png under .*dataset_ObstacleTrack"):
@@ -97,8 +65,8 @@ def test_a_missing_folder_and_a_part_without_labels_are_errors_that_name_the_lay
 
 
 def test_other_values_are_refused_in_a_track(tmp_path):
-    root = smiyc(tmp_path, "png")
-    write(root / "labels_masks/validation0_labels_semantic.png", truth(0, 2, 255))
+    root = track(tmp_path, MAPS, "png")
+    write(root / "labels_masks/validation0_labels_semantic.png", boxes(0, 2, 255, SIZE))
     with pytest.raises(ValueError, match=r"validation0_labels_semantic\.png holds label value 2.* values are 0-1, 255"):
         AnomalyTrack(root)[0]
 
@@ -127,18 +95,18 @@ def test_evaluate_ood_counts_the_components_of_each_track_from_its_size_on(name,
 
 @pytest.mark.parametrize("folder", ["road", "frames/a.labels"])
 def test_road_anomaly_pairs_each_frame_with_the_map_in_its_folder(tmp_path, folder):
-    samples = RoadAnomaly(road_anomaly(tmp_path / folder))
+    samples = RoadAnomaly(road_anomaly(tmp_path / folder, ROAD_MAPS))
     assert [samples[index][2] for index in range(len(samples))] == [f"frames/zebra{n}_road.jpg" for n in range(3)]
     for number in range(3):
         image, labels, _ = samples[number]
-        assert np.array_equal(labels.numpy(), truth(number, OUTLIER))
+        assert np.array_equal(labels.numpy(), boxes(number, OUTLIER, size=SIZE))
         assert image.shape == (3, HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("value", [1, 3, 255])
 def test_other_values_are_refused_in_road_anomaly(tmp_path, value):
-    root = road_anomaly(tmp_path)
-    write(root / "frames/zebra0_road.labels/labels_semantic.png", truth(0, 2, value))
+    root = road_anomaly(tmp_path, ROAD_MAPS)
+    write(root / "frames/zebra0_road.labels/labels_semantic.png", boxes(0, 2, value, SIZE))
     with pytest.raises(ValueError, match=rf"holds label value {value}; this data set's values are 0, 2"):
         RoadAnomaly(root)[0]
 
@@ -146,32 +114,14 @@ def test_other_values_are_refused_in_road_anomaly(tmp_path, value):
 def test_frames_and_maps_of_road_anomaly_that_are_alone_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*frames; --dataroot is RoadAnomaly"):
         RoadAnomaly(tmp_path)
-    root = road_anomaly(tmp_path)
-    write(root / "frames/alone.jpg", picture(5))
+    root = road_anomaly(tmp_path, ROAD_MAPS)
+    write(root / "frames/alone.jpg", noise(*SIZE, 5))
     with pytest.raises(FileNotFoundError, match=r"alone\.jpg has no label map"):
         RoadAnomaly(root)
     (root / "frames/alone.jpg").unlink()
     (root / "frames/zebra1_road.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"zebra1_road\.labels/labels_semantic\.png has no image"):
         RoadAnomaly(root)
-
-
-def large_frames(root, track):
-    """Two frames of 160x96 with one box of outliers each, in the layout of a data set of evaluate_ood.py"""
-    generator = np.random.default_rng(0)
-    for number in range(2):
-        image = generator.integers(0, 256, (96, 160, 3), dtype=np.uint8)
-        labels = np.zeros((96, 160), np.uint8)
-        labels[20 : 50 + 9 * number, 40:90] = 2 if track == "road-anomaly" else 1
-        image[labels > 0] //= 4
-        if track == "road-anomaly":
-            write(root / f"frames/f{number}.jpg", image)
-            write(root / f"frames/f{number}.labels/labels_semantic.png", labels)
-        else:
-            labels[90:] = 255
-            write(root / f"images/f{number}.png", image)
-            write(root / f"labels_masks/f{number}_labels_semantic.png", labels)
-    return root
 
 
 @pytest.mark.parametrize(
@@ -214,7 +164,7 @@ def test_evaluate_ood_gives_pooled_figures_and_those_of_components(in_tmp, name,
 
 @pytest.mark.parametrize("name", ["anomaly-track", "obstacle-track"])
 def test_without_outliers_what_is_defined_is_given_and_the_rest_left_empty(name, in_tmp, capsys):
-    root = smiyc(in_tmp / "track", "png")
+    root = track(in_tmp / "track", MAPS, "png")
     for path in root.glob("labels_masks/*_semantic.png"):
         write(path, 255 * np.asarray(Image.open(path)).clip(0, 1))  # outliers written as 255, which is ignored
     save_random_weights("ldn.pth", hybrid=True, num_classes=19)
@@ -233,17 +183,17 @@ def test_without_outliers_what_is_defined_is_given_and_the_rest_left_empty(name,
 
 @pytest.mark.parametrize("num_classes", [12, 20, 7])
 def test_weights_of_any_number_of_classes_are_tried_on_a_benchmark(num_classes, in_tmp):
-    root = smiyc(in_tmp / "track", "png")
+    root = track(in_tmp / "track", MAPS, "png")
     save_random_weights("ldn.pth", hybrid=True, num_classes=num_classes)
     command = f"--dataroot {root} --dataset anomaly-track --folder out --params ldn.pth --network ldn121 --workers 0"
     results = evaluate_ood.main([*command.split(), "--device", "cpu", "--pictures", "2"])
     model = load_weights(ladder_densenet121(num_classes), "ldn.pth").eval().to(memory_format=torch.channels_last)
     scores, truths = [], []
     for number in range(3):
-        image = torch.from_numpy(picture(number)).permute(2, 0, 1)[None].float() / 255
+        image = torch.from_numpy(noise(*SIZE, number)).permute(2, 0, 1)[None].float() / 255
         with torch.no_grad():
             scores.append(hybrid_score(*model(image.contiguous(memory_format=torch.channels_last))).flatten().numpy())
-        truths.append(truth(number, 1, 255).ravel())
+        truths.append(MAPS[number].ravel())
     scores, truths = np.concatenate(scores), np.concatenate(truths)
     expected = sklearn.metrics.average_precision_score(truths[truths < 255], scores[truths < 255])
     assert results["pooled"]["hybrid"]["AP"] == pytest.approx(expected, abs=1e-6)

@@ -11,6 +11,7 @@ from torch import nn
 from data import ImageFolder, cut_out, draw_patch_size, filled_transform, paste_at_random, whole_patches
 from labels import OUTLIER
 from models import frozen, ladder_densenet121
+from tests.support.layouts import write
 
 
 def a_batch(count, height=9, width=11, patch=(3, 4), dtype=torch.float64):
@@ -158,11 +159,6 @@ def test_drawn_images_become_negatives_that_are_shown_whole():
 
 
 # Photographs of any folder
-
-
-def write(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 def test_images_at_any_depth_are_found_in_order(tmp_path):

@@ -2,12 +2,9 @@
 
 import ast
 import io
-import os
 import re
-import socket
 import struct
 import warnings
-import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from data.cache import cached
 from data.decoding import MAX_PIXELS, eight_bits, open_image, orientation, quiet_pillow
 from data.files import label_table, plain_png, read_image, read_labels, read_photograph
 from data.listing import say_once
+from tests.support.layouts import ODD, claiming, make_odd
 from tools.check_data import checked
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -218,18 +216,6 @@ def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path):
 # Size
 
 
-def claiming(path, width, height):
-    """A PNG file whose header claims a size that its data have not"""
-    content = io.BytesIO()
-    Image.fromarray(COLOURS).save(content, "PNG")
-    content = bytearray(content.getvalue())
-    content[16:24] = struct.pack(">II", width, height)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
 def test_a_picture_above_the_limit_is_refused_by_its_header(tmp_path, capfd):
     path = claiming(tmp_path / "a.png", 60000, 60000)
     for read in (open_image, read_image, plain_or_refused, lambda path: read_photograph(path, True),
@@ -413,26 +399,6 @@ def test_heic_is_told_as_what_it_is(tmp_path, capsys):
 
 
 # What is no file
-
-
-def make_odd(path, kind):
-    if kind == "a named pipe":
-        os.mkfifo(path)
-    elif kind == "a socket":
-        with socket.socket(socket.AF_UNIX) as opened:
-            place = os.getcwd()
-            os.chdir(path.parent)  # a socket's path may not be long
-            opened.bind(path.name)
-            os.chdir(place)
-    elif kind == "a folder":
-        path.mkdir()
-    elif kind == "a device":
-        path.symlink_to("/dev/zero")
-    else:
-        path.symlink_to("nowhere")
-
-
-ODD = ["a named pipe", "a socket", "a folder", "a device", "a link to nowhere"]
 
 
 @pytest.mark.parametrize("kind", ODD)

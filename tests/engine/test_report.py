@@ -27,7 +27,8 @@ from engine.precision import FLOAT32
 from engine.report import PUBLISHED, FrameRanking, evaluation_record, published_tables
 from labels import IGNORE, OUTLIER
 from metrics import AnomalyMetrics
-from tests.conftest import save_random_weights
+from tests.support.networks import save_random_weights
+from tests.support.samples import frames_of_every_kind
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -180,22 +181,6 @@ def test_each_score_has_its_curve_with_its_figures_in_the_legend():
 
 
 # The best and the worst frames
-
-
-def frames_of_every_kind(count, seed=0):
-    """Frames of 6x8 pixels and their scores; every fifth has no outlier, one has nothing else, two have equal APs"""
-    draw = torch.Generator().manual_seed(seed)
-    for number in range(count):
-        labels = torch.randint(0, 12, (1, 6, 8), generator=draw)
-        if number % 5:
-            labels[:, 2:4, 2:5] = OUTLIER
-        if number == 7:
-            labels[:] = OUTLIER
-        scores = torch.rand(1, 6, 8, generator=draw) + 0.3 * (labels == OUTLIER)
-        if number in (3, 8):
-            scores = (labels == OUTLIER).float()  # a perfect frame, twice
-        image = torch.full((1, 3, 6, 8), number / 100)
-        yield Frame(number, f"frame {number}", image, labels, torch.rand(1, 12, 6, 8, generator=draw), None), scores
 
 
 @pytest.mark.parametrize("keep", [1, 3])

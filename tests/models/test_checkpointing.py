@@ -3,31 +3,21 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 import models.checkpointing
-from models import deeplabv3plus, frozen, ladder_densenet121, segmenter, wide_resnet
+from models import deeplabv3plus, frozen, ladder_densenet121, segmenter
 from models.deeplab import DeepLabV3Plus
 from models.segmenter import Segmenter
 from models.vit import VisionTransformer
+from tests.support.networks import gradients, images_of, loss_of, narrow_trunk, stepped
 
-NARROW = {  # as STAGES, with a few channels and as many kinds of block
-    "mod2": (1, (8, 8), 1, 1, 0.0),
-    "mod3": (2, (8, 8), 1, 1, 0.0),
-    "mod4": (1, (12, 12), 2, 1, 0.0),
-    "mod5": (1, (8, 16), 1, 2, 0.0),
-    "mod6": (1, (8, 16, 24), 1, 4, 0.3),
-    "mod7": (1, (8, 16, 32), 1, 4, 0.5),
-}
 NETWORKS = ["ladder_densenet121", "deeplabv3plus", "segmenter"]
 
 
 @pytest.fixture
 def build(monkeypatch):
     """build(network, checkpointing): the network in train mode, the wide ones made narrow, weights always the same"""
-    monkeypatch.setattr(wide_resnet, "STAGES", NARROW)
-    monkeypatch.setattr(DeepLabV3Plus, "fine_width", 8)
-    monkeypatch.setattr(DeepLabV3Plus, "coarse_width", 32)
+    narrow_trunk(monkeypatch)
 
     def build(network, checkpointing):
         torch.manual_seed(0)
@@ -52,42 +42,11 @@ def no_second_time(monkeypatch):
     monkeypatch.setattr(models.checkpointing, "checkpoint", refuse)
 
 
-def images_of(network, requires_grad=False):
-    torch.manual_seed(1)
-    side = 16 if network == "segmenter" else 64
-    return torch.rand(2, 3, side, side, requires_grad=requires_grad)
-
-
-def loss_of(outputs):
-    torch.manual_seed(2)
-    return sum((logits.float() * torch.randn_like(logits.float())).sum() for logits in outputs)
-
-
-def gradients(model):
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-
-
 def assert_same(ours, theirs, tolerance=1e-5):
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         largest = theirs[name].abs().max().item() if theirs[name].numel() else 0.0
         torch.testing.assert_close(tensor, theirs[name], rtol=tolerance, atol=tolerance * largest, msg=name)
-
-
-def stepped(model, images):
-    """(outputs, gradients, bytes kept for the backward pass) of one pass through the model and back"""
-    kept = {}
-
-    def pack(tensor):
-        if not any(tensor is weight for weight in model.parameters()):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    torch.manual_seed(3)  # of dropout
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = model(images)
-    loss_of(outputs).backward()
-    return [logits.detach() for logits in outputs], gradients(model), sum(kept.values())
 
 
 @pytest.mark.parametrize("network", NETWORKS)

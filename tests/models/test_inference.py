@@ -13,7 +13,7 @@ from torchvision.models.densenet import _DenseBlock, _Transition
 
 from engine import SlidingWindows
 from losses import hybrid_score
-from models import deeplabv3plus, fast_inference, fused, ladder_densenet121, wide_resnet
+from models import deeplabv3plus, fast_inference, fused, ladder_densenet121
 from models.deeplab import DeepLabV3Plus
 from models.inference import Bounds, Form, NormRelu, Product, inferring
 from models.ladder_densenet import NormReluConv
@@ -21,19 +21,12 @@ from models.segmenter import Segmenter
 from models.vit import VisionTransformer
 from models.wide_resnet import PreActivationBlock
 from tests.golden.fill import golden_image, golden_state_dict
+from tests.support.networks import NARROW, narrow_trunk
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4  # of the largest magnitude
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
 FORMS = [Form(None, fused, layout) for fused in (False, True) for layout in LAYOUTS]
-NARROW = {  # as STAGES, with a few channels
-    "mod2": (1, (8, 8), 1, 1, 0.0),
-    "mod3": (2, (8, 8), 1, 1, 0.0),
-    "mod4": (1, (12, 12), 2, 1, 0.0),
-    "mod5": (1, (8, 16), 1, 2, 0.0),
-    "mod6": (1, (8, 16, 24), 1, 4, 0.3),
-    "mod7": (1, (8, 16, 32), 1, 4, 0.5),
-}
 
 
 def lived_in(module):
@@ -77,9 +70,7 @@ def fast(request):
 @pytest.fixture
 def networks(monkeypatch):
     """The networks, the wide ones made narrow, and an image's size for each"""
-    monkeypatch.setattr(wide_resnet, "STAGES", NARROW)
-    monkeypatch.setattr(DeepLabV3Plus, "fine_width", 8)
-    monkeypatch.setattr(DeepLabV3Plus, "coarse_width", 32)
+    narrow_trunk(monkeypatch)
 
     def build(network, hybrid=True):
         torch.manual_seed(0)

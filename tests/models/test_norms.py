@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torchvision.models.densenet import _DenseBlock
 
-from models import frozen, ladder_densenet121, norms, wide_resnet
+from models import frozen, ladder_densenet121, norms
 from models.deeplab import DeepLabV3Plus
 from models.norms import DenseBlock, Layers, NormRelu
-from tests.models.test_checkpointing import NARROW, gradients, images_of, loss_of, stepped
 from tests.support import plain_kernels
+from tests.support.networks import gradients, images_of, loss_of, narrow_trunk, stepped
 
 WIDTH, GROWTH = 6, 4
 
@@ -163,9 +163,7 @@ def network(name, checkpointing):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    monkeypatch.setattr(wide_resnet, "STAGES", NARROW)
-    monkeypatch.setattr(DeepLabV3Plus, "fine_width", 8)
-    monkeypatch.setattr(DeepLabV3Plus, "coarse_width", 32)
+    narrow_trunk(monkeypatch)
 
 
 def step_of(model, images):

@@ -11,20 +11,17 @@ import ldn_streethazards
 import ldn_streethazards_finetune
 import ldn_streethazards_finetune_flow
 import train_denseflow
-from tests.scripts import test_fishyscapes
-from tests.support.parsers import Network
+from tests.support.layouts import cityscapes
+from tests.support.parsers import CROPS, FLAGS, Network
 
-CROPS = ["--crop_size", "32", "--batch_size", "2", "--exp_name", "run", "--device", "cpu", "--workers", "0"]
-NEGATIVES = ["--negative_resize", "64", "--negative_size", "24", "--neg_dataroot", "ADE"]
-FLOW = ["--flow_state", "none", "--patch_sides", "8", "16", "8", "--validation_patches", "1"]
-# Its flags, and of what there are copies after one sample of each data set: frames, label maps, negatives.
-SCRIPTS = {
-    ldn_streethazards: (["--dataroot", "SH", "--init", "none"], 2),
-    ldn_streethazards_finetune: (["--dataroot", "SH", "--model", "w.pth", *NEGATIVES], 4),
-    ldn_streethazards_finetune_flow: (["--dataroot", "SH", "--model", "w.pth", *FLOW], 2),
-    dlv3_cityscapes_finetune: (["--dataroot", "CITY", "--init", "none", *NEGATIVES], 4),
-    dlv3_cityscapes_finetune_flow: (["--dataroot", "CITY", "--init", "none", *FLOW], 2),
-    train_denseflow: (["--dataset", "cityscapes", "--dataroot", "CITY", "--warmup_steps", "0", "--resume"], 2),
+# Of what there are copies after one sample of each data set: frames, label maps, negatives.
+COPIES = {
+    ldn_streethazards: 2,
+    ldn_streethazards_finetune: 4,
+    ldn_streethazards_finetune_flow: 2,
+    dlv3_cityscapes_finetune: 4,
+    dlv3_cityscapes_finetune_flow: 2,
+    train_denseflow: 2,
 }
 
 
@@ -34,9 +31,9 @@ def visited(frames):
     return frames[0][:-1]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", COPIES, ids=lambda script: script.__name__)
 def test_a_training_keeps_decoded_copies_where_it_is_told_to(script, street_hazards, ade20k, in_tmp, monkeypatch):
-    test_fishyscapes.cityscapes(Path("CITY"), 30)
+    cityscapes(Path("CITY"), 30, (40, 64))
     for root, place in ((street_hazards, "SH"), (ade20k, "ADE")):
         Path(place).symlink_to(root)
     samples = []
@@ -51,9 +48,9 @@ def test_a_training_keeps_decoded_copies_where_it_is_told_to(script, street_haza
     for name, spared in instead.items():
         monkeypatch.setattr(script, name, spared, raising=False)
 
-    flags, copies = SCRIPTS[script]
+    copies = COPIES[script]
     for cache in ([], ["--cache", "copies"], ["--cache", "copies"]):
-        dataset, validate = script.main([*CROPS, *flags, *cache])
+        dataset, validate = script.main([*CROPS, *FLAGS[script.__name__], *cache])
         samples.append(visited(dataset))
         assert Path("copies").exists() == bool(cache)
         if script is not train_denseflow:  # whose validation is a part of the same data set

@@ -26,21 +26,16 @@ from engine.recipe import read_recipe
 from labels import IGNORE, OUTLIER
 from losses import hybrid_score, pixel_counts
 from models import ladder_densenet121, load_weights
-from models.denseflow import DenseFlow
-from models.segmenter import Segmenter
 from models.vit import VisionTransformer
 from tests.golden.fill import golden_state_dict
-from tests.support.tiny import whole
+from tests.support.layouts import COCO_KNOWN, COCO_OTHERS, COCO_SCENES, SKY, coco_scenes, colour_of
+from tests.support.networks import small_flow, small_segmenter
+from tests.support.tiny import log_of, read_weights, same, steps_of, whole
 
 K = 20
 MEAN_COLOUR = (123, 116, 103)  # of ImageNet, what a crop is padded with
-KNOWN = {"person": 1, "car": 3, "dog": 18, "tv": 72}  # COCO's ids; a stored value is one less
 LABELS = {"person": 0, "car": 2, "dog": 11, "tv": 19}
-UNKNOWN = {"truck": 8, "elephant": 22, "book": 84}
-SKY, GRASS = 157, 124  # stuff
-NAMES = ["person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "boat", "bird", "cat", "dog", "horse",
-         "sheep", "cow", "bottle", "chair", "couch", "potted plant", "dining table", "tv"]  # fmt: skip
-IDS = (1, 2, 3, 4, 5, 6, 7, 9, 16, 17, 18, 19, 20, 21, 44, 62, 63, 64, 67, 72)
+VALIDATION = COCO_SCENES["validation"]
 
 WINDOW, STRIDE = 32, 20
 ROUNDING = 4e-6  # of a score
@@ -56,75 +51,7 @@ SCRIPTS = {
 }
 STEPS = 4  # of an epoch: eight photographs in batches of two
 
-# Photographs by name: height, width, things from left to right, mode. Some are smaller than window and crop.
-TRAINING = {
-    "known_0": (40, 56, ["person"], "RGB"),
-    "known_1": (56, 40, ["car", "dog"], "RGB"),
-    "known_2": (24, 36, ["tv"], "RGB"),
-    "known_3": (64, 48, ["person", "tv"], "L"),
-    "known_4": (20, 30, ["dog"], "RGB"),
-    "known_5": (48, 48, ["car"], "RGB"),
-    "known_6": (33, 47, ["person", "car"], "RGB"),
-    "known_7": (30, 64, ["dog", "tv", "car"], "L"),
-    "with_unknown": (40, 40, ["person", "truck"], "RGB"),
-    "unknown": (40, 40, ["book"], "RGB"),
-    "stuff": (40, 40, [], "RGB"),
-}
-VALIDATION = {
-    "both_0": (48, 64, ["person", "truck", "car"], "RGB"),
-    "both_1": (20, 30, ["dog", "elephant"], "RGB"),
-    "grey": (40, 56, ["book"], "L"),  # alone in grey: else known and unknown pixels of one grey would tie
-    "known_0": (41, 37, ["car", "dog", "person"], "RGB"),
-    "known_1": (26, 33, ["tv"], "RGB"),
-    "stuff": (40, 40, [], "RGB"),
-    "unknown": (56, 40, ["truck", "elephant"], "RGB"),
-}
 KNOWN_VALIDATION = ["known_0", "known_1"]
-
-
-def colour_of(number):
-    """Of an id: things can be told by it"""
-    return np.random.default_rng(number).integers(20, 236, 3)
-
-
-def write_photograph(root, split, name, height, width, things, mode):
-    """Sky over grass, things of both sides by side across the middle, an unlabeled strip at the right."""
-    ids = np.full((height, width), SKY)
-    ids[height // 2 :] = GRASS
-    for place, thing in enumerate(things):
-        left, right = (2 + part * (width - 4) // len(things) for part in (place, place + 1))
-        ids[height // 4 : 3 * height // 4 + place, left:right] = (KNOWN | UNKNOWN)[thing]
-    stored = (ids - 1).astype(np.uint8)
-    stored[:, -2:] = 255
-    pixels = np.stack([colour_of(number) for number in ids.ravel()]).reshape(height, width, 3)
-    pixels = pixels + np.random.default_rng(len(name)).integers(-20, 21, pixels.shape)
-    for kind, array, as_mode in (("images", pixels.astype(np.uint8), mode), ("labels", stored, "L")):
-        path = root / kind / split / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(array).convert(as_mode)
-        if kind == "images":
-            picture.save(path.with_suffix(".jpg"), quality=95)
-        else:
-            picture.save(path.with_suffix(".png"))
-
-
-def write_coco(root):
-    for split, photographs in (("train2017", TRAINING), ("val2017", VALIDATION)):
-        for name, drawn in photographs.items():
-            write_photograph(root, split, name, *drawn)
-    lines = {number: f"stuff {number}" for number in range(183)} | dict(zip(IDS, NAMES, strict=True))
-    (root / "labels.txt").write_text("".join(f"{number}: {name}\n" for number, name in lines.items()))
-    return root
-
-
-def small_segmenter(num_classes, hybrid=True, heads=16, dataset_head="decoder", checkpointing=False):
-    """What the scripts build: patches of 4 pixels, two narrow blocks"""
-    encoder = VisionTransformer(patch=4, grid=8, width=48, depth=2, heads=heads, checkpointing=checkpointing)
-    return Segmenter(encoder, num_classes, hybrid, dataset_head, width=24, heads=2, checkpointing=checkpointing)
-
-
-def small_flow(checkpointing=False):
-    return DenseFlow((2, 2, 1), (1, 1, 1), growth=2, width=4, dense_layers=2, checkpointing=checkpointing)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,13 +67,13 @@ def small():
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
     """COCO's folders: eight training photographs that fit, of six for validation two without unknown things"""
-    return write_coco(tmp_path_factory.mktemp("world") / "coco")
+    return coco_scenes(tmp_path_factory.mktemp("world") / "coco")
 
 
 @pytest.fixture
 def own_coco(tmp_path):
     """COCO's folders that a test may spoil, with no list yet"""
-    return write_coco(tmp_path / "own_coco")
+    return coco_scenes(tmp_path / "own_coco")
 
 
 @pytest.fixture(scope="module")
@@ -214,29 +141,6 @@ def experiment(world, monkeypatch, in_tmp):
     for kind in ("closed", "hybrid", "flow"):
         monkeypatch.setattr(SCRIPTS[kind], "fit", Experiment)
     return lambda kind, *flags, **files: SCRIPTS[kind].main(world.flags(kind, *flags, **files))
-
-
-def read(path):
-    return torch.load(path, weights_only=True)
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def steps_of(folder):
-    return [line for line in log_of(folder) if "validation" not in line]
-
-
-def same(one, other):
-    """Whether nested dicts, lists and tensors are equal to the bit"""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def stems(names):
@@ -316,9 +220,9 @@ def test_the_logged_miou_is_that_of_the_final_weights_over_windows(runs, coco):
 
 
 def test_fine_tuning_starts_from_closed_set_weights_with_a_new_decoder(runs):
-    before = read(runs["closed"] / "final.pth")
+    before = read_weights(runs["closed"] / "final.pth")
     for kind in ("hybrid", "flow"):
-        after = read(runs[kind] / "final.pth")
+        after = read_weights(runs[kind] / "final.pth")
         small_segmenter(K).load_state_dict(after)
         assert {key for key in after if key not in before} == {
             key for key in after if key.startswith("model.decoder_th.")
@@ -331,7 +235,7 @@ def test_fine_tuning_starts_from_closed_set_weights_with_a_new_decoder(runs):
 def test_fine_tuning_goes_on_from_hybrid_weights_and_takes_a_linear_head(runs, experiment):
     for kind in ("hybrid", "flow"):
         tried = experiment(kind, model=runs["hybrid"] / "best.pth")
-        assert same(dict(tried.model.state_dict()), read(runs["hybrid"] / "best.pth"))
+        assert same(dict(tried.model.state_dict()), read_weights(runs["hybrid"] / "best.pth"))
         tried = experiment(kind, "--dataset_head", "linear")
         assert {key.split(".")[1] for key in tried.model.state_dict() if "decoder" not in key} == {
             "encoder", "logits_ood",
@@ -359,17 +263,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(kind, runs, world, in_tmp, 
         script.main(flags)
     assert "stopped after 1 of 2 epochs; go on with: python " in capsys.readouterr().out
     folder = in_tmp / "logs" / kind
-    assert read(folder / "last.pt")["progress"]["epoch"] == 1 and not (folder / "final.pth").exists()
+    assert read_weights(folder / "last.pt")["progress"]["epoch"] == 1 and not (folder / "final.pth").exists()
     torch.manual_seed(99)  # what came between does not matter
     script.main([*flags, "--resume"])
-    ours, theirs = read(folder / "last.pt"), read(runs[kind] / "last.pt")
+    ours, theirs = read_weights(folder / "last.pt"), read_weights(runs[kind] / "last.pt")
     expected = {"model", "optimizer", "schedule"}
     expected |= {"flow", "flow_optimizer", "flow_schedule"} if kind == "flow" else set()
     assert ours.keys() == theirs.keys() >= expected
     for name in ours:
         assert same(ours[name], theirs[name]), name
     for path in runs[kind].glob("*.pth"):
-        assert same(read(folder / path.name), read(path)), path.name
+        assert same(read_weights(folder / path.name), read_weights(path)), path.name
     assert steps_of(folder) == steps_of(runs[kind])
 
 
@@ -765,7 +669,7 @@ class PixelWise(nn.Module):
         self.model = nn.Module()
         self.model.decoder = nn.Conv2d(3, K, 1)
         self.hybrid, self.windows = hybrid, []
-        colours = torch.stack([torch.tensor(colour_of(number)) / 255 for number in IDS]).float()
+        colours = torch.stack([torch.tensor(colour_of(number)) / 255 for number in COCO_KNOWN.values()]).float()
         self.model.decoder.weight.data = 16 * colours[:, :, None, None]
         self.model.decoder.bias.data = -8 * colours.square().sum(1)
         if hybrid:
@@ -802,7 +706,7 @@ def pixel_wise(monkeypatch, in_tmp):
 
 def photographs_of(coco):
     """(image float (1, 3, H, W), labels (H, W) with K for unknown) of the validation, read without the data room"""
-    labels_by_id = dict(zip(IDS, range(K), strict=True)) | dict.fromkeys(UNKNOWN.values(), K)
+    labels_by_id = dict(zip(COCO_KNOWN.values(), range(K), strict=True)) | dict.fromkeys(COCO_OTHERS.values(), K)
     table = np.array([labels_by_id.get(value + 1, IGNORE) for value in range(256)])
     for name in VALIDATION:
         if name != "stuff":
@@ -1041,7 +945,7 @@ def test_windows_that_leave_gaps_are_refused(flags, world, pixel_wise):
 def test_photographs_without_unknown_things_give_no_threshold(own_coco, world, pixel_wise):
     for path in (own_coco / "labels/val2017").iterdir():
         stored = np.array(Image.open(path))
-        Image.fromarray(np.where(np.isin(stored + 1, list(UNKNOWN.values())), SKY - 1, stored)).save(path)
+        Image.fromarray(np.where(np.isin(stored + 1, list(COCO_OTHERS.values())), SKY - 1, stored)).save(path)
     with pytest.raises(ValueError, match=r"no pixel of an unknown thing in .*own_coco: no threshold"):
         evaluated(world, pixel_wise, root=own_coco)
     assert not list(Path("results").rglob("results.json"))
@@ -1091,7 +995,7 @@ def test_real_photographs_train_fine_tune_and_evaluate(flow_file, in_tmp):
     results = evaluate_osr_coco.main(world.flags("osr", *sizes, model="logs/flow/final.pth"))
     assert results["images"] == 10 and results["score"] == "hybrid"
     stored = [np.array(Image.open(path)).astype(int) for path in sorted((part / "labels/val2017").iterdir())]
-    known = [np.isin(labels, [number - 1 for number in IDS]) for labels in stored]
+    known = [np.isin(labels, [number - 1 for number in COCO_KNOWN.values()]) for labels in stored]
     assert results["inlier_pixels"] == sum(int(labels.sum()) for labels in known)
     assert results["outlier_pixels"] == sum(
         int((labels < 91).sum() - inlier.sum()) for labels, inlier in zip(stored, known, strict=True)

@@ -15,11 +15,10 @@ from engine.processes import in_order, merged
 from engine.report import FrameRanking
 from labels import OUTLIER
 from metrics import ConfusionMatrix
-from tests.conftest import save_random_weights
-from tests.data.test_smiyc import large_frames
-from tests.engine.test_report import frames_of_every_kind
-from tests.scripts.test_coco_scripts import write_coco
 from tests.support import shared_evaluations
+from tests.support.layouts import coco_scenes, large_frames
+from tests.support.networks import save_random_weights, small_segmenter
+from tests.support.samples import frames_of_every_kind
 from tests.support.several import torchrun
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -33,7 +32,7 @@ def commands(street_hazards, random_weights, tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     save_random_weights(root / "streets.pth", hybrid=True, num_classes=19)
     torch.manual_seed(0)
-    torch.save(shared_evaluations.small_segmenter(20).state_dict(), root / "coco.pth")
+    torch.save(small_segmenter(20).state_dict(), root / "coco.pth")
     for name in ("track", "one_frame"):
         large_frames(root / name, "anomaly-track")
     for path in (root / "one_frame").rglob("f1*"):
@@ -46,8 +45,8 @@ def commands(street_hazards, random_weights, tmp_path_factory):
         "track": ["evaluate_ood", "--dataroot", str(root / "track"), *track],
         "one_frame": ["evaluate_ood", "--dataroot", str(root / "one_frame"), *track, "--bounded"],
         "osr_sh": ["evaluate_osr_sh", "--dataroot", streets, "--model", hybrid],
-        "osr_coco": ["evaluate_osr_coco", "--dataroot", str(write_coco(root / "coco")), "--model",
-                     str(root / "coco.pth"), "--heads", "2", "--window", "32", "--window_stride", "20"],
+        "osr_coco": ["evaluate_osr_coco", "--dataroot", str(coco_scenes(root / "coco")), "--model",
+                     str(root / "coco.pth"), "--window", "32", "--window_stride", "20"],
         "closed_set": ["evaluate_closed_set", "--dataroot", streets, "--dataset", "street-hazards", "--params", hybrid],
     }  # fmt: skip
     return {name: [*words, "--folder", name, "--device", "cpu", "--workers", "0"] for name, words in flags.items()}
@@ -59,7 +58,7 @@ def alone(commands, tmp_path_factory):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("alone"))
-        patch.setattr(importlib.import_module("evaluate_osr_coco"), "segmenter", shared_evaluations.small_segmenter)
+        patch.setattr(importlib.import_module("evaluate_osr_coco"), "segmenter", small_segmenter)
         torch.set_num_threads(1)  # as the processes have: sums over pixels are rounded otherwise with more
         for script, *flags in commands.values():
             importlib.import_module(script).main(flags)
@@ -194,7 +193,7 @@ def test_the_precision_and_the_fast_network_reach_the_evaluation(name, commands,
         return copies[-1]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "segmenter", shared_evaluations.small_segmenter, raising=False)
+    monkeypatch.setattr(script, "segmenter", small_segmenter, raising=False)
     monkeypatch.setattr(script, "evaluated_frames", evaluated)
     monkeypatch.setattr(script, "fast_inference", fast)
     for more in ([], ["--precision", "bfloat16"]):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from PIL import Image
 
 import dlv3_cityscapes_finetune
 import evaluate_ood
@@ -15,70 +14,25 @@ from data import IGNORE, OUTLIER, Cityscapes, FishyscapesStatic, LostAndFound
 from engine import SlidingWindows
 from engine.windows import window_starts
 from losses import hybrid_score
-from models import deeplabv3plus, ladder_densenet121, load_weights, wide_resnet
+from models import deeplabv3plus, ladder_densenet121, load_weights
+from tests.support.layouts import boxes, cityscapes, lost_and_found, static, write
+from tests.support.networks import thin_trunk
 
-HEIGHT, WIDTH = 40, 64
-
-
-def write(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
+SIZE = HEIGHT, WIDTH = 40, 64
 
 
-def picture(seed):
-    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-
-
-def cityscapes(root, images):
-    """Cityscapes' folders with `images` of each split, every label id in each map"""
-    for split in ("train", "val"):
-        for number in range(images):
-            stem = f"ulm/ulm_00000{number}_000019"
-            write(root / "leftImg8bit" / split / f"{stem}_leftImg8bit.png", picture(number))
-            ids = (np.arange(HEIGHT * WIDTH) % 34).astype(np.uint8).reshape(HEIGHT, WIDTH)
-            write(root / "gtFine" / split / f"{stem}_gtFine_labelIds.png", ids)
-            write(root / "gtFine" / split / f"{stem}_gtFine_color.png", picture(number))
-    return root
-
-
-def truth(seed, ignored):
-    """A label map with a box of outliers and a box of ignored pixels"""
-    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-    labels[5 + seed : 15 + seed, 10:30] = 1
-    labels[30:, :20] = ignored
-    return labels
-
-
-def lost_and_found(root, ignored=2, outlier=1):
-    for number in range(3):
-        stem = f"val/01/0{number}_000000"
-        labels = truth(number, ignored)
-        write(root / "leftImg8bit" / f"{stem}_leftImg8bit.png", picture(number))
-        write(root / "ood" / f"{stem}_ood_segmentation.png", np.where(labels == 1, outlier, labels).astype(np.uint8))
-    return root
-
-
-def static(root):
-    for number in range(3):
-        write(root / f"000{number}_rgb.jpg", picture(number))
-        write(root / f"000{number}_labels.png", truth(number, 255))
-    return root
+def maps(ignored=2, outlier=1):
+    return [boxes(number, outlier, ignored, SIZE) for number in range(3)]
 
 
 @pytest.fixture
-def narrow(monkeypatch):
-    """DeepLabV3+ with a thin trunk: the script and its files are the real ones, the network takes a second."""
-    stages = {
-        name: (1, tuple(width // 64 for width in widths), *rest)
-        for name, (_, widths, *rest) in wide_resnet.STAGES.items()
-    }
-    monkeypatch.setattr(wide_resnet, "STAGES", stages)
-    monkeypatch.setattr(wide_resnet.WideResNet38, "fine_width", 2)
-    monkeypatch.setattr(wide_resnet.WideResNet38, "coarse_width", 64)
+def narrow():
+    with thin_trunk():
+        yield
 
 
 def test_cityscapes_label_ids_become_the_nineteen_train_ids(tmp_path):
-    image, labels, name = Cityscapes(cityscapes(tmp_path, 1), "train")[0]
+    image, labels, name = Cityscapes(cityscapes(tmp_path, 1, SIZE), "train")[0]
     # Transcribed from the data set's table of labels: id -> train id.
     train_ids = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
                  27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
@@ -91,16 +45,16 @@ def test_cityscapes_label_ids_become_the_nineteen_train_ids(tmp_path):
 @pytest.mark.parametrize("ignored", [2, 255])
 @pytest.mark.parametrize("folder", ["food", "t5", "ood/leftImg8bit/images"])
 def test_lost_and_found_takes_both_ways_to_mark_ignored_pixels_wherever_it_lies(tmp_path, ignored, folder):
-    samples = LostAndFound(lost_and_found(tmp_path / folder, ignored))
+    samples = LostAndFound(lost_and_found(tmp_path / folder, maps(ignored)))
     assert len(samples) == 3
     for number, (_, labels, _) in enumerate(samples[index] for index in range(3)):
-        stored = truth(number, 255)
+        stored = maps(255)[number]
         assert np.array_equal(labels.numpy(), np.where(stored == 1, OUTLIER, stored))
 
 
 def test_images_that_fishyscapes_does_not_label_are_left_out_of_lost_and_found(tmp_path):
-    root = lost_and_found(tmp_path)
-    write(root / "leftImg8bit/val/01/99_000000_leftImg8bit.png", picture(9))
+    root = lost_and_found(tmp_path, maps())
+    assert len([*root.glob("leftImg8bit/val/01/*")]) == 4
     assert len(LostAndFound(root)) == 3
     (root / "leftImg8bit/val/01/00_000000_leftImg8bit.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"00_000000_ood_segmentation\.png has no image"):
@@ -109,15 +63,17 @@ def test_images_that_fishyscapes_does_not_label_are_left_out_of_lost_and_found(t
 
 def test_maps_of_roadanomaly_are_refused_in_lost_and_found_mode(tmp_path):
     with pytest.raises(ValueError, match="in RoadAnomaly's maps 2 is the outlier"):
-        LostAndFound(lost_and_found(tmp_path, ignored=0, outlier=2))
+        LostAndFound(lost_and_found(tmp_path, maps(ignored=0, outlier=2)))
 
 
 def test_static_pairs_photographs_with_their_maps(tmp_path):
-    samples = FishyscapesStatic(static(tmp_path))
-    assert [name for _, _, name in (samples[index] for index in range(3))] == [f"000{n}_rgb.jpg" for n in range(3)]
+    samples = FishyscapesStatic(static(tmp_path, maps(255)))
+    assert [name for _, _, name in (samples[index] for index in range(3))] == [
+        f"000{n}_street_rgb.jpg" for n in range(3)
+    ]
     assert samples[0][1].unique().tolist() == [0, OUTLIER, IGNORE]
-    write(tmp_path / "0000_labels.png", np.full((HEIGHT, WIDTH), 2, np.uint8))
-    with pytest.raises(ValueError, match=r"0000_labels.png holds label value 2.* values are 0-1, 255"):
+    write(tmp_path / "0000_street_labels.png", np.full((HEIGHT, WIDTH), 2, np.uint8))
+    with pytest.raises(ValueError, match=r"0000_street_labels.png holds label value 2.* values are 0-1, 255"):
         samples[0]
 
 
@@ -132,7 +88,7 @@ def test_deeplab_is_fine_tuned_from_nvidias_file_and_scored_on_fishyscapes(narro
     closed = deeplabv3plus(19, hybrid=False).state_dict()
     wrapped = {"state_dict": {f"module.{key}": value for key, value in closed.items()}}
     torch.save(wrapped, "cityscapes_cv0_wideresnet38_nosdcaug.pth")  # where the release reads it
-    root = cityscapes(in_tmp / "city", 4)
+    root = cityscapes(in_tmp / "city", 4, SIZE)
     figures = dlv3_cityscapes_finetune.main(finetune_flags(root, ade20k, "--negative_scale", "0.5", "1"))
     assert set(figures) == {"AP", "FPR95", "mIoU"} and 0 < figures["AP"] < 1
     # In the layout of the evaluation: another one rounds otherwise, which reorders pixels of nearly equal score.
@@ -140,7 +96,10 @@ def test_deeplab_is_fine_tuned_from_nvidias_file_and_scored_on_fishyscapes(narro
     kernel = "mod2.block1.convs.conv1.weight"
     assert not torch.equal(model.state_dict()[kernel], closed[kernel])
 
-    for name, folder in (("lf", lost_and_found(in_tmp / "lf")), ("static", static(in_tmp / "static"))):
+    for name, folder in (
+        ("lf", lost_and_found(in_tmp / "lf", maps())),
+        ("static", static(in_tmp / "static", maps(255))),
+    ):
         command = f"--dataroot {folder} --dataset {name} --folder out_{name} --params logs/fine/final.pth"
         results = evaluate_ood.main([*command.split(), "--workers", "0", "--device", "cpu"])
         scores, outlier = [], []
@@ -159,12 +118,12 @@ def test_deeplab_is_fine_tuned_from_nvidias_file_and_scored_on_fishyscapes(narro
 
 def test_a_missing_weight_file_is_an_error_that_names_its_source(ade20k, in_tmp):
     with pytest.raises(FileNotFoundError, match=r"1CKB7gpcPLgDLA7LuFJc46rYcNzF3aWzH"):
-        dlv3_cityscapes_finetune.main(finetune_flags(cityscapes(in_tmp / "city", 2), ade20k))
+        dlv3_cityscapes_finetune.main(finetune_flags(cityscapes(in_tmp / "city", 2, SIZE), ade20k))
     assert not Path("logs").exists()
 
 
 def test_a_last_batch_of_one_image_is_refused_before_the_training(narrow, ade20k, in_tmp):
-    root = cityscapes(in_tmp / "city", 3)
+    root = cityscapes(in_tmp / "city", 3, SIZE)
     with pytest.raises(ValueError, match="--drop_last true"):
         dlv3_cityscapes_finetune.main(finetune_flags(root, ade20k, "--init", "none"))
     dlv3_cityscapes_finetune.main(finetune_flags(root, ade20k, "--init", "none", "--drop_last", "true"))
@@ -172,7 +131,9 @@ def test_a_last_batch_of_one_image_is_refused_before_the_training(narrow, ade20k
 
 def test_the_19_class_ldn_is_scored_on_lost_and_found_when_named(in_tmp):
     torch.save(ladder_densenet121(19).state_dict(), "ldn.pth")
-    command = f"--dataroot {lost_and_found(in_tmp / 'lf')} --dataset lf --folder out --params ldn.pth --workers 0"
+    command = (
+        f"--dataroot {lost_and_found(in_tmp / 'lf', maps())} --dataset lf --folder out --params ldn.pth --workers 0"
+    )
     with pytest.raises(ValueError, match="does not fit deeplabv3plus"):
         evaluate_ood.main([*command.split(), "--pictures", "0"])
     assert evaluate_ood.main([*command.split(), "--network", "ldn121"])["network"] == "ldn121"

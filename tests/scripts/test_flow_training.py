@@ -1,7 +1,6 @@
 """A flow trained along with the network, and alone: the scripts are the real ones, the flow has a few narrow layers."""
 
 import copy
-import json
 import math
 import multiprocessing
 import os
@@ -27,19 +26,20 @@ from ldn_streethazards_finetune_flow import LadderFlowRecipe
 from models import load_weights
 from models.denseflow import DenseFlow
 from tests.golden.fill import golden_state_dict
-from tests.scripts import test_fishyscapes
-from tests.support.tiny import whole
+from tests.support.layouts import cityscapes
+from tests.support.networks import small_flow, thin_trunk
+from tests.support.tiny import log_of, read_weights, same, steps_of, whole
 
 SCRIPTS = (ldn_streethazards_finetune_flow, dlv3_cityscapes_finetune_flow, train_denseflow)
 SMALL = ["--device", "cpu", "--workers", "0", "--crop_size", "48", "--patch_sides", "16", "24", "8",
          "--validation_patches", "2"]  # fmt: skip
 BETA, DIVERGENCE = 0.03, 0.03
 
-narrow = test_fishyscapes.narrow
 
-
-def small_flow(checkpointing=False):
-    return DenseFlow((2, 2, 1), (1, 1, 1), growth=2, width=4, dense_layers=2, checkpointing=checkpointing)
+@pytest.fixture
+def narrow():
+    with thin_trunk():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,31 +94,8 @@ def experiment(street_hazards, random_weights, flow_file, monkeypatch, in_tmp):
     return set_up
 
 
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def steps_of(folder):
-    return [line for line in log_of(folder) if "validation" not in line]
-
-
-def read(path):
-    return torch.load(path, weights_only=True)
-
-
 def copied(state_dict):
     return {key: value.clone() for key, value in state_dict.items()}
-
-
-def same(one, other):
-    """Whether nested dicts, lists and tensors are equal to the bit"""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def a_batch(count=3):
@@ -311,7 +288,7 @@ def test_every_term_of_both_steps_is_logged(trained):
 def test_the_flows_learning_rate_falls_after_each_epoch(trained):
     rates = [line["flow_optimizer/lr"] for line in steps_of(trained)]
     assert rates == pytest.approx([1e-5, 1e-5, 0.99e-5, 0.99e-5])
-    (group,) = read(trained / "last.pt")["flow_optimizer"]["param_groups"]
+    (group,) = read_weights(trained / "last.pt")["flow_optimizer"]["param_groups"]
     assert group["lr"] == pytest.approx(0.99**2 * 1e-5)
     cosine = 1e-7 + (1e-5 - 1e-7) / 2
     assert [line["lr"] for line in steps_of(trained)] == pytest.approx([1e-5, 1e-5, cosine, cosine])
@@ -319,10 +296,10 @@ def test_the_flows_learning_rate_falls_after_each_epoch(trained):
 
 def test_the_flow_is_written_down_and_can_be_gone_on_from(trained, flow_file, experiment):
     flow = load_weights(small_flow(), trained / "final_flow.pth")
-    before, after = read(flow_file)["model"], flow.state_dict()
+    before, after = read_weights(flow_file)["model"], flow.state_dict()
     moved = (before["base_dist.loc"] - after["base_dist.loc"]).abs().max()
     assert 0 < moved < 4.1e-5  # four steps at 1e-5
-    assert same(read(trained / "last.pt")["flow"], copied(after))
+    assert same(read_weights(trained / "last.pt")["flow"], copied(after))
     assert same(experiment(flow_state=trained / "final_flow.pth").flow.state_dict(), copied(after))
     for epoch in (1, 2):
         with Image.open(trained / "pictures" / f"epoch_00{epoch}.png") as picture:
@@ -355,14 +332,14 @@ def test_a_killed_run_goes_on_to_the_same_network_flow_and_optimizers(
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     folder = in_tmp / "logs" / "flow"
-    assert read(folder / "last.pt")["progress"]["epoch"] == 1 and not (folder / "final.pth").exists()
+    assert read_weights(folder / "last.pt")["progress"]["epoch"] == 1 and not (folder / "final.pth").exists()
     ldn_streethazards_finetune_flow.main([*flags, "--resume"])
-    ours, theirs = read(folder / "last.pt"), read(trained / "last.pt")
+    ours, theirs = read_weights(folder / "last.pt"), read_weights(trained / "last.pt")
     assert ours.keys() == theirs.keys() >= {"model", "optimizer", "schedule", "flow", "flow_optimizer", "flow_schedule"}
     for name in ours:
         assert same(ours[name], theirs[name]), name
     for name in ("final.pth", "final_flow.pth", "best.pth"):
-        assert same(read(folder / name), read(trained / name)), name
+        assert same(read_weights(folder / name), read_weights(trained / name)), name
     assert steps_of(folder) == steps_of(trained)
     for epoch in ("epoch_001.png", "epoch_002.png"):
         assert (folder / "pictures" / epoch).read_bytes() == (trained / "pictures" / epoch).read_bytes()
@@ -407,7 +384,7 @@ def test_a_flow_that_diverges_stops_the_run_with_its_terms(
 
 
 def test_a_flow_file_that_has_diverged_is_refused_before_any_work(street_hazards, random_weights, flow_file, in_tmp):
-    state = read(flow_file)
+    state = read_weights(flow_file)
     state["model"]["base_dist.loc"][:] = math.inf
     torch.save(state, "diverged.pt")
     with pytest.raises(ValueError, match=r"diverged\.pt holds \d+ values of base_dist\.loc that are"):
@@ -474,7 +451,7 @@ def test_the_numbers_of_the_cityscapes_recipe_are_the_releases():
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("flow_state", ["file", "none"])
 def test_deeplab_is_fine_tuned_with_a_flow(flow_state, flow_file, in_tmp):
-    root = test_fishyscapes.cityscapes(in_tmp / "city", 4)
+    root = cityscapes(in_tmp / "city", 4, (40, 64))
     command = f"--dataroot {root} --exp_name city --init none --epochs 1 --batch_size 2 --flow_checkpointing true"
     flow_state = flow_file if flow_state == "file" else "none"
     figures = dlv3_cityscapes_finetune_flow.main([*command.split(), "--flow_state", str(flow_state), *SMALL])
@@ -488,7 +465,7 @@ def test_deeplab_is_fine_tuned_with_a_flow(flow_state, flow_file, in_tmp):
 
 @pytest.mark.usefixtures("narrow")
 def test_deeplabs_last_batch_of_one_image_is_refused_before_the_training(flow_file, in_tmp):
-    root = test_fishyscapes.cityscapes(in_tmp / "city", 3)
+    root = cityscapes(in_tmp / "city", 3, (40, 64))
     command = f"--dataroot {root} --exp_name city --init none --batch_size 2 --flow_state {flow_file}"
     with pytest.raises(ValueError, match="--drop_last true"):
         dlv3_cityscapes_finetune_flow.main([*command.split(), *SMALL])
@@ -529,8 +506,8 @@ def test_training_the_flow_lowers_the_bits_per_dimension(alone):
     assert len(figures) == 4 and len(bits) == 4 * (23 // 8)  # two of 25 pictures are held out
     assert figures[-1] < figures[0] - 0.3 and bits[-1] < bits[0] - 0.3
     lowest = min(range(4), key=figures.__getitem__)
-    assert read(alone / "last.pt")["progress"]["best"] == -figures[lowest]
-    assert same(read(alone / "best.pth"), read(alone / "final.pth")) == (lowest == 3)
+    assert read_weights(alone / "last.pt")["progress"]["best"] == -figures[lowest]
+    assert same(read_weights(alone / "best.pth"), read_weights(alone / "final.pth")) == (lowest == 3)
     for epoch in range(1, 5):
         with Image.open(alone / "pictures" / f"epoch_00{epoch}.png") as picture:
             assert picture.size[0] == picture.size[1] >= 2 * 16
@@ -560,7 +537,7 @@ def test_each_process_validates_the_flow_on_its_share_of_the_images(photographs,
 
 
 def test_the_trained_flow_is_a_flow_state(alone, experiment):
-    assert same(experiment(flow_state=alone / "final.pth").flow.state_dict(), read(alone / "final.pth"))
+    assert same(experiment(flow_state=alone / "final.pth").flow.state_dict(), read_weights(alone / "final.pth"))
 
 
 def test_the_learning_rate_rises_step_by_step_and_falls_epoch_by_epoch(alone):
@@ -589,11 +566,11 @@ def test_an_interrupted_training_of_the_flow_ends_with_the_same_weights(
         train_denseflow.main(flags)
     assert "stopped after 1 of 4 epochs" in capsys.readouterr().out
     train_denseflow.main([*flags, "--resume"])
-    ours, theirs = read("logs/alone/last.pt"), read(alone / "last.pt")
+    ours, theirs = read_weights("logs/alone/last.pt"), read_weights(alone / "last.pt")
     assert "warmup" in ours
     for name in ours:
         assert same(ours[name], theirs[name]), name
-    assert same(read("logs/alone/best.pth"), read(alone / "best.pth"))
+    assert same(read_weights("logs/alone/best.pth"), read_weights(alone / "best.pth"))
     assert steps_of(Path("logs/alone")) == steps_of(alone)
 
 
@@ -603,7 +580,7 @@ def test_the_flow_learns_from_the_training_images_of_a_data_set(street_hazards, 
     figures = [line["validation"]["bits_per_dimension"] for line in log_of(Path("logs/alone")) if "validation" in line]
     assert len(steps_of(Path("logs/alone"))) == 9 and figures[-1] < figures[0]  # of ten pictures one is held out
     assert [line["lr"] for line in steps_of(Path("logs/alone"))[:4]] == pytest.approx([0.02] * 3 + [0.015])
-    assert "warmup" not in read("logs/alone/last.pt")
+    assert "warmup" not in read_weights("logs/alone/last.pt")
 
 
 def test_training_of_the_flow_goes_on_from_a_file(alone, photographs, in_tmp, capsys):
@@ -707,7 +684,7 @@ def test_steps_are_taken_in_their_order_each_by_its_own_optimizer(tmp_path):
     line = steps_of(tmp_path / "run")[0]
     assert list(line) == ["epoch", "step", "lr", "helper_optimizer/lr", "up", "down", "both"]
     assert (line["lr"], line["helper_optimizer/lr"]) == (0.1, 0.01)
-    assert same(read(tmp_path / "run" / "final_helper.pth"), copied(parts["helper"].state_dict()))
+    assert same(read_weights(tmp_path / "run" / "final_helper.pth"), copied(parts["helper"].state_dict()))
 
 
 def only_the_first(model, helper):
@@ -723,7 +700,7 @@ def test_best_is_the_lowest_figure_where_lower_is_better(lower_is_better, best_e
         return {"AP": next(figures), "mIoU": 0.25}
 
     fit_two(tmp_path / "run", only_the_first, validate, lower_is_better=lower_is_better)
-    assert same(read(tmp_path / "run" / "best.pth"), weights[best_epoch])
+    assert same(read_weights(tmp_path / "run" / "best.pth"), weights[best_epoch])
     printed = capsys.readouterr().out
     assert f"best.pth with AP {(0.4, 0.9, 0.2)[best_epoch]:.4f}" in printed
     assert ("AP 0.900 " if lower_is_better == ("AP",) else "AP 90.0 %") in printed
@@ -756,7 +733,7 @@ def test_a_flow_that_diverges_when_it_draws_stops_the_run_with_the_terms_so_far(
 def test_a_run_is_not_gone_on_with_another_flow_file(street_hazards, random_weights, flow_file, in_tmp):
     flags = flow_flags(street_hazards, random_weights["closed"], flow_file)
     ldn_streethazards_finetune_flow.main(flags)
-    torch.save(read(flow_file) | {"other": 1}, "other.pt")
+    torch.save(read_weights(flow_file) | {"other": 1}, "other.pt")
     flags = flow_flags(street_hazards, random_weights["closed"], "other.pt", "--resume")
     with pytest.raises(ValueError, match=r"flow_state was '.*' and is '"):
         ldn_streethazards_finetune_flow.main(flags)

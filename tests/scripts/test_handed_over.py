@@ -18,17 +18,12 @@ import segmenter_coco20_finetune
 import segmenter_coco20_finetune_flow
 import train_denseflow
 from labels import IGNORE, OUTLIER
-from tests.scripts import test_cache_flag, test_fishyscapes
-from tests.scripts.test_coco_scripts import write_coco
-from tests.support.parsers import Network
+from tests.support.layouts import cityscapes, coco_scenes
+from tests.support.parsers import CROPS, FLAGS, Network
 
 STREETS = (ldn_streethazards, ldn_streethazards_finetune, ldn_streethazards_finetune_flow,
            dlv3_cityscapes_finetune, dlv3_cityscapes_finetune_flow)  # fmt: skip
-PHOTOGRAPHS = {
-    segmenter_coco20: ["--init", "none"],
-    segmenter_coco20_finetune: ["--model", "w.pth", *test_cache_flag.NEGATIVES],
-    segmenter_coco20_finetune_flow: ["--model", "w.pth", *test_cache_flag.FLOW],
-}
+PHOTOGRAPHS = (segmenter_coco20, segmenter_coco20_finetune, segmenter_coco20_finetune_flow)
 TRAINING = [*STREETS, *PHOTOGRAPHS]
 HYBRID = [script for script in TRAINING if "finetune" in script.__name__]
 
@@ -42,7 +37,7 @@ def hand_over(street_hazards, ade20k, in_tmp, monkeypatch):
     """hand_over(script, *flags): (how its networks were built, the steps that fit was given)"""
     for root, place in ((street_hazards, "SH"), (ade20k, "ADE")):
         Path(place).symlink_to(root)
-    test_fishyscapes.cityscapes(Path("CITY"), 10)
+    cityscapes(Path("CITY"), 10, (40, 64))
 
     def hand_over(script, *flags):
         built = []
@@ -60,11 +55,8 @@ def hand_over(street_hazards, ade20k, in_tmp, monkeypatch):
         for name, spared in instead.items():
             monkeypatch.setattr(script, name, spared, raising=False)
         if script in PHOTOGRAPHS:
-            write_coco(Path("COCO"))
-            flags = ["--dataroot", "COCO", *PHOTOGRAPHS[script], *flags]
-        else:
-            flags = [*test_cache_flag.SCRIPTS[script][0], *flags]
-        steps = script.main([*test_cache_flag.CROPS, *flags])
+            coco_scenes(Path("COCO"))
+        steps = script.main([*CROPS, *FLAGS[script.__name__], *flags])
         return built, steps["optimizer"] if isinstance(steps, dict) else steps
 
     return hand_over
@@ -103,7 +95,7 @@ SCANNING = {
     train_denseflow: ["--dataset", "coco20", "--exp_name", "run"],
     evaluate_closed_set: ["--dataset", "coco20", "--folder", "out", "--params", "w.pth"],
     evaluate_osr_coco: ["--folder", "out", "--model", "w.pth"],
-} | {script: [*test_cache_flag.CROPS, *flags] for script, flags in PHOTOGRAPHS.items()}
+} | {script: [*CROPS, *FLAGS[script.__name__]] for script in PHOTOGRAPHS}
 
 
 @pytest.mark.parametrize("script", SCANNING, ids=short)
@@ -152,10 +144,10 @@ def test_process_0_is_the_first_to_scan_the_photographs(script, in_tmp, monkeypa
 )
 def test_the_flows_images_are_kept_decoded_wherever_they_come_from(source, street_hazards, in_tmp, monkeypatch):
     Path("SH").symlink_to(street_hazards)
-    test_fishyscapes.cityscapes(Path("CITY"), 10)
-    write_coco(Path("COCO"))
+    cityscapes(Path("CITY"), 10, (40, 64))
+    coco_scenes(Path("COCO"))
     monkeypatch.setattr(train_denseflow, "denseflow_25_6", Network)
     monkeypatch.setattr(train_denseflow, "fit", lambda loss, state, dataset, *rest, **more: dataset)
-    flags = [*test_cache_flag.CROPS, "--warmup_steps", "0", "--resume", "--cache", "copies", *source]
+    flags = [*CROPS, "--warmup_steps", "0", "--resume", "--cache", "copies", *source]
     train_denseflow.main(flags)[0]
     assert [*Path("copies").glob("*.raw")]

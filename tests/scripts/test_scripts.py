@@ -31,13 +31,16 @@ from engine import run_script
 from labels import IGNORE, OUTLIER
 from losses import hybrid_score
 from models import ladder_densenet121, load_weights
-from tests.conftest import HEIGHT, WIDTH, save_random_weights
+from tests.support.layouts import STREET_SIZE
+from tests.support.networks import save_random_weights
+from tests.support.tiny import log_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = ["--device", "cpu", "--workers", "0", "--epochs", "1", "--batch_size", "2", "--crop_size", "32"]
 SMALL_HYBRID = [*SMALL, "--negative_size", "24", "--negative_resize", "32"]
 SCORES = ("hybrid", "discriminative", "generative", "max_softmax", "max_logit", "entropy")
 K = 12
+HEIGHT, WIDTH = STREET_SIZE
 
 
 def closed_set_flags(street_hazards, *flags):
@@ -80,10 +83,6 @@ def hybrid_run(street_hazards, ade20k, closed_run, tmp_path_factory):
 def own_world(street_hazards, tmp_path):
     """A copy of the world that a test may spoil"""
     return shutil.copytree(street_hazards, tmp_path / "own_world")
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def frames_of(street_hazards, split="test"):

@@ -18,6 +18,21 @@ TRAININGS = list(yaml.safe_load(RECIPES.read_text()))
 MODULES = {path.stem: path.stem for path in PROJECT.glob("*.py") if path.stem not in ("labels", "errors")}
 MODULES |= {path.stem: f"tools.{path.stem}" for path in PROJECT.glob("tools/[!_]*.py")} | {"demo": "demo.__main__"}
 SCRIPTS = sorted(MODULES)
+# Flags of trainings on small crops; the data lie in folders SH, CITY, COCO and ADE below the working directory.
+CROPS = ["--crop_size", "32", "--batch_size", "2", "--exp_name", "run", "--device", "cpu", "--workers", "0"]
+NEGATIVES = ["--negative_resize", "64", "--negative_size", "24", "--neg_dataroot", "ADE"]
+FLOW = ["--flow_state", "none", "--patch_sides", "8", "16", "8", "--validation_patches", "1"]
+FLAGS = {
+    "ldn_streethazards": ["--dataroot", "SH", "--init", "none"],
+    "ldn_streethazards_finetune": ["--dataroot", "SH", "--model", "w.pth", *NEGATIVES],
+    "ldn_streethazards_finetune_flow": ["--dataroot", "SH", "--model", "w.pth", *FLOW],
+    "dlv3_cityscapes_finetune": ["--dataroot", "CITY", "--init", "none", *NEGATIVES],
+    "dlv3_cityscapes_finetune_flow": ["--dataroot", "CITY", "--init", "none", *FLOW],
+    "segmenter_coco20": ["--dataroot", "COCO", "--init", "none"],
+    "segmenter_coco20_finetune": ["--dataroot", "COCO", "--model", "w.pth", *NEGATIVES],
+    "segmenter_coco20_finetune_flow": ["--dataroot", "COCO", "--model", "w.pth", *FLOW],
+    "train_denseflow": ["--dataset", "cityscapes", "--dataroot", "CITY", "--warmup_steps", "0", "--resume"],
+}
 EVALUATIONS = [script for script in SCRIPTS if script.startswith("evaluate_")]
 
 

@@ -21,16 +21,16 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
 from torchvision.models import DenseNet
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # of a process of its own
 
 import engine.train
 from demo.world import draw_negatives, draw_street_hazards
-from models import deeplabv3plus, ladder_densenet, ladder_densenet121, wide_resnet
+from models import deeplabv3plus, ladder_densenet, ladder_densenet121
 from tests.golden.fill import golden_state_dict
-from tests.scripts import test_coco_scripts, test_fishyscapes
+from tests.support.layouts import boxes, cityscapes, coco_scenes, lost_and_found
+from tests.support.networks import small_flow, small_segmenter, thin_trunk, with_fitting_statistics
 from tests.support.parsers import script_module
 
 SMALL = "--workers 0 --epochs 1 --batch_size 2 --crop_size 32 --exp_name {name}"
@@ -81,21 +81,21 @@ class World:
     def make(self) -> None:
         draw_street_hazards(self.files["streets"], training=10, validation=2, test=4, width=64, height=48)
         draw_negatives(self.files["ade"], count=4, width=48, height=48)
-        test_fishyscapes.cityscapes(self.files["city"], 10)
-        test_fishyscapes.lost_and_found(self.files["lost_and_found"])
-        test_coco_scripts.write_coco(self.files["coco"])
+        cityscapes(self.files["city"], 10, (40, 64))
+        lost_and_found(self.files["lost_and_found"], [boxes(number, 1, 2, (40, 64)) for number in range(3)])
+        coco_scenes(self.files["coco"])
         with small_networks():
             networks = {
                 "ldn": lambda hybrid: ladder_densenet121(12, hybrid),
                 "deeplab": lambda hybrid: deeplabv3plus(19, hybrid),
-                "segmenter": lambda hybrid: test_coco_scripts.small_segmenter(20, hybrid),
+                "segmenter": lambda hybrid: small_segmenter(20, hybrid),
             }
             for name, build in networks.items():
                 for kind in ("closed", "hybrid"):
                     torch.manual_seed(0)
                     network = with_fitting_statistics(build(kind == "hybrid"))
                     torch.save(network.state_dict(), self.files[f"{name}_{kind}"])
-            flow = test_coco_scripts.small_flow()
+            flow = small_flow()
             flow.load_state_dict(golden_state_dict(flow.state_dict(), gain=0.3))
             torch.save(flow.state_dict(), self.files["flow"])
 
@@ -107,36 +107,18 @@ class World:
             return script_module(script.split()[0]).main([*words, *flags])
 
 
-def with_fitting_statistics(network: nn.Module) -> nn.Module:
-    """BatchNorm's running statistics are those of random images."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None
-    with torch.no_grad():
-        network.train()(torch.rand(4, 3, 48, 64))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return network
-
-
 @contextlib.contextmanager
 def small_networks() -> Iterator[None]:
     """LDN-121 with 14 dense layers in the place of 58, a thin DeepLabV3+, Segmenter and DenseFlow of a few layers."""
-    stages = {
-        name: (1, tuple(width // 64 for width in widths), *rest)
-        for name, (_, widths, *rest) in wide_resnet.STAGES.items()
-    }
     instead = {
         ladder_densenet: {"densenet121": lambda weights: DenseNet(128, (1, 3, 6, 4), num_init_features=128)},
-        wide_resnet: {"STAGES": stages},
-        wide_resnet.WideResNet38: {"fine_width": 2, "coarse_width": 64},
     }
     for script in {name.split()[0] for name in (*TRAININGS, *EVALUATIONS, *TOOLS)}:
         module = script_module(script)
-        builders = {"segmenter": test_coco_scripts.small_segmenter, "denseflow_25_6": test_coco_scripts.small_flow}
+        builders = {"segmenter": small_segmenter, "denseflow_25_6": small_flow}
         instead[module] = {name: builder for name, builder in builders.items() if hasattr(module, name)}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(thin_trunk())
         for owner, attributes in instead.items():
             for name, value in attributes.items():
                 stack.enter_context(mock.patch.object(owner, name, value))

@@ -19,14 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from engine import Run, anomaly_figures, closed_set_figures, run_script
 from engine.processes import rank
 from labels import IGNORE, OUTLIER
-from models.segmenter import Segmenter
-from models.vit import VisionTransformer
-
-
-def small_segmenter(num_classes, hybrid=True, heads=2, dataset_head="decoder"):
-    """In the place of ViT-B"""
-    encoder = VisionTransformer(patch=4, grid=8, width=16, depth=1, heads=2)
-    return Segmenter(encoder, num_classes, hybrid, dataset_head, width=16, heads=2)
+from tests.support.networks import small_segmenter
 
 
 class Drawn(Dataset):

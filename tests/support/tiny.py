@@ -104,6 +104,17 @@ def read_weights(path):
     return torch.load(path, weights_only=True)
 
 
+def same(one, other):
+    """Whether nested dicts, lists and tensors are equal to the bit"""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
 def assert_same_weights(one, other):
     one, other = (value if isinstance(value, dict) else read_weights(value) for value in (one, other))
     assert one.keys() == other.keys()

@@ -10,110 +10,11 @@ import pytest
 from PIL import Image
 
 from data import COCO20, ImageFolder, LostAndFound
+from tests.support.layouts import LABELLED, LAYOUTS, SIZE, labels_of, make, noise, write
 from tools import check_data
 from tools.check_data import SOURCES, checked
 
-HEIGHT, WIDTH = 12, 16
-KNOWN = dict(
-    zip(COCO20.class_colours, (1, 2, 3, 4, 5, 6, 7, 9, 16, 17, 18, 19, 20, 21, 44, 62, 63, 64, 67, 72), strict=True)
-)
-
-
-def write(path, array, **how):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(array)).save(path, **how)
-    return path
-
-
-def picture(seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-
-
-def labels(*values):
-    """A label map with each of the values"""
-    return np.resize(np.array(values, np.uint8), (HEIGHT, WIDTH))
-
-
-def street_hazards(root):
-    places = [("train", "training/t1"), ("train", "validation/t3"), ("test", "test/t5"), ("test", "test/t6")]
-    for part, folder in places:
-        for number in range(2):
-            values = [1, 2, 3, *range(5, 14), *([14] if part == "test" else [4])]
-            write(root / part / "images" / folder / f"{number}.png", picture(number))
-            write(root / part / "annotations" / folder / f"{number}.png", labels(*values))
-
-
-def cityscapes(root):
-    for split in ("train", "val"):
-        for number in range(2):
-            write(root / f"leftImg8bit/{split}/ulm/ulm_{number}_19_leftImg8bit.png", picture(number))
-            write(root / f"gtFine/{split}/ulm/ulm_{number}_19_gtFine_labelIds.png", labels(*range(34)))
-            write(root / f"gtFine/{split}/ulm/ulm_{number}_19_gtFine_color.png", picture(number))
-
-
-def lost_and_found(root):
-    for number in range(2):
-        write(root / f"leftImg8bit/val/01/{number}_leftImg8bit.png", picture(number))
-        write(root / f"ood/val/01/{number}_ood_segmentation.png", labels(0, 1, 2))
-    write(root / "leftImg8bit/val/01/9_leftImg8bit.png", picture(9))
-
-
-def static(root):
-    for number in range(2):
-        write(root / f"{number:04d}_a_rgb.jpg", picture(number))
-        write(root / f"{number:04d}_a_labels.png", labels(0, 1, 255))
-
-
-def ade20k(root):
-    for number in range(2):
-        write(root / f"images/training/{number}.jpg", picture(number))
-        write(root / f"annotations/training/{number}.png", labels(0, 7, 150))
-
-
-def coco20(root):
-    for folder in ("train2017", "val2017"):
-        for number, values in enumerate(([0, 1, 255], [0, 7], [120])):  # known; known and unknown; neither
-            write(root / f"images/{folder}/{number:012d}.jpg", picture(number))
-            write(root / f"labels/{folder}/{number:012d}.png", labels(*values))
-    (root / "labels.txt").write_text("".join(f"{number}: {name}\n" for name, number in KNOWN.items()))
-
-
-def track(root):
-    for number in range(2):
-        write(root / f"images/validation{number}.jpg", picture(number))
-        write(root / f"labels_masks/validation{number}_labels_semantic.png", labels(0, 1, 255))
-    write(root / "images/test0.jpg", picture(9))
-
-
-def road_anomaly(root):
-    for number in range(2):
-        write(root / f"frames/zebra{number}.jpg", picture(number))
-        write(root / f"frames/zebra{number}.labels/labels_semantic.png", labels(0, 2))
-
-
-def photographs(root):
-    write(root / "a.jpg", picture())
-    write(root / "deep/er/b.png", picture()[..., 0])
-
-
-MAKE = {
-    "street-hazards": street_hazards,
-    "cityscapes": cityscapes,
-    "lf": lost_and_found,
-    "static": static,
-    "ade20k": ade20k,
-    "coco20": coco20,
-    "anomaly-track": track,
-    "obstacle-track": track,
-    "road-anomaly": road_anomaly,
-    "images": photographs,
-}
-LABELLED = [name for name in MAKE if name != "images"]
-
-
-def make(name, root):
-    MAKE[name](root)
-    return root
+HEIGHT, WIDTH = SIZE
 
 
 def one_label_map(name, root):
@@ -133,7 +34,7 @@ def contents(root):
 
 
 @pytest.mark.parametrize("quick", [False, True])
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_data_in_order_can_be_used_and_nothing_is_written(name, quick, tmp_path):
     root = make(name, tmp_path / "images" / "labels ood")
     before = contents(tmp_path)
@@ -148,7 +49,7 @@ def test_data_in_order_can_be_used_and_nothing_is_written(name, quick, tmp_path)
 
 def test_pixels_are_counted_by_label(tmp_path):
     root = tmp_path / "data"
-    write(root / "0_rgb.jpg", picture())
+    write(root / "0_rgb.jpg", noise(*SIZE))
     stored = np.zeros((HEIGHT, WIDTH), np.uint8)
     stored[0, :4], stored[5, :8] = 1, 255
     write(root / "0_labels.png", stored)
@@ -178,7 +79,7 @@ def test_pairs_and_modes_that_are_taken_are_the_data_sets_own(tmp_path):
     assert check_data.lost_and_found_pairs(lost) == LostAndFound(lost).pairs
     for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "F"):
         root = tmp_path / mode.replace(";", "")
-        write(root / "whole.png", picture())
+        write(root / "whole.png", noise(*SIZE))
         picture_of_mode = Image.new(mode, (8, 8))
         picture_of_mode.save(root / ("a.tif" if mode in ("CMYK", "F") else "a.png"))
         results = checked("images", root)
@@ -188,7 +89,7 @@ def test_pairs_and_modes_that_are_taken_are_the_data_sets_own(tmp_path):
 
 def test_several_processes_find_the_same(tmp_path):
     root = make("street-hazards", tmp_path)
-    write(root / "train/annotations/training/t1/0.png", labels(0))
+    write(root / "train/annotations/training/t1/0.png", labels_of(0))
     assert checked("street-hazards", root, workers=2) == checked("street-hazards", root)
 
 
@@ -308,7 +209,7 @@ def test_images_with_another_ending_are_told(tmp_path):
 def test_every_file_alone_is_listed(tmp_path):
     root = make("street-hazards", tmp_path)
     for number in range(2, 9):
-        write(root / f"train/images/training/t1/{number}.png", picture())
+        write(root / f"train/images/training/t1/{number}.png", noise(*SIZE))
     (root / "train/images/training/t1/0.png").unlink()
     results = checked("street-hazards", root)
     without_labels, without_image = results["errors"]
@@ -323,8 +224,8 @@ def test_every_file_alone_is_listed(tmp_path):
 
 def test_every_label_map_of_a_track_without_its_one_image_is_listed(tmp_path):
     root = make("obstacle-track", tmp_path)
-    write(root / "images/validation1.png", picture())
-    write(root / "labels_masks/validation7_labels_semantic.png", labels(0, 1))
+    write(root / "images/validation1.png", noise(*SIZE))
+    write(root / "labels_masks/validation7_labels_semantic.png", labels_of(0, 1))
     (group,) = checked("obstacle-track", root)["errors"]
     assert "label maps without their image" in group["kind"]
     assert [Path(text).name[:11] for text in group["examples"]] == ["validation1", "validation7"]
@@ -342,7 +243,7 @@ def test_train_ids_beside_the_images_are_recognised(tmp_path):
 
 
 def test_a_test_part_of_cityscapes_without_labels_does_no_harm(tmp_path):
-    write(make("cityscapes", tmp_path) / "leftImg8bit/test/bonn/bonn_0_19_leftImg8bit.png", picture())
+    write(make("cityscapes", tmp_path) / "leftImg8bit/test/bonn/bonn_0_19_leftImg8bit.png", noise(*SIZE))
     assert checked("cityscapes", tmp_path)["usable"]
 
 
@@ -394,7 +295,7 @@ def test_an_empty_file_and_a_web_page_are_found_by_their_headers(tmp_path):
 @pytest.mark.parametrize("name", LABELLED)
 def test_label_maps_in_colour_are_recognised(name, quick, tmp_path):
     _, path = one_label_map(name, make(name, tmp_path))
-    write(path, picture())
+    write(path, noise(*SIZE))
     told = errors(name, tmp_path, quick=quick)
     assert told[0].startswith(
         "label maps saved in colour; a label map has one value per pixel: take the original files"
@@ -406,18 +307,18 @@ def test_a_label_map_with_three_equal_channels_is_read_and_noted(quick, tmp_path
     root = make("static", tmp_path)
     plain = checked("static", root)["splits"]["all"]["stored_values"]
     _, path = one_label_map("static", root)
-    write(path, np.repeat(labels(0, 1, 255)[..., None], 3, axis=-1))
+    write(path, np.repeat(labels_of(0, 1, 255)[..., None], 3, axis=-1))
     results = checked("static", root, quick=quick)
     assert results["usable"] and "read by value since all channels agree" in results["notes"][0]["kind"]
     assert quick or results["splits"]["all"]["stored_values"] == plain
-    write(path, np.repeat(labels(0, 1, 7)[..., None], 3, axis=-1))
+    write(path, np.repeat(labels_of(0, 1, 7)[..., None], 3, axis=-1))
     assert not checked("static", root, quick=quick)["usable"]
 
 
 def test_a_jpeg_is_no_label_map_by_whatever_name(tmp_path):
     _, path = one_label_map("ade20k", make("ade20k", tmp_path))
     blurred = io.BytesIO()
-    Image.fromarray(labels(0, 150)).save(blurred, "JPEG")
+    Image.fromarray(labels_of(0, 150)).save(blurred, "JPEG")
     path.write_bytes(blurred.getvalue())
     (told,) = errors("ade20k", tmp_path)
     assert told.startswith("label maps saved as JPEG, which blurs the values, whatever the file is called")
@@ -438,7 +339,7 @@ def test_image_and_label_map_of_two_sizes_are_told(name, tmp_path):
 
 def test_a_label_map_among_the_images_is_told(tmp_path):
     image, _ = one_label_map("street-hazards", make("street-hazards", tmp_path))
-    write(image, labels(1))
+    write(image, labels_of(1))
     (group,) = checked("street-hazards", tmp_path)["errors"]
     assert "images that are not RGB or RGBA; convert them, or take out label maps that lie among them" in group["kind"]
     assert group["examples"] == ["train/images/training/t1/0.png is a greyscale image (mode L)"]
@@ -462,7 +363,7 @@ def test_values_that_the_data_set_does_not_have_are_told_with_what_they_mean(nam
     split = next(iter(SOURCES[name].splits))
     make(name, tmp_path)
     for _, path in SOURCES[name].splits[split].pairs(tmp_path):
-        write(path, labels(*values))
+        write(path, labels_of(*values))
     groups = checked(name, tmp_path)["errors"]
     group = groups[0]
     assert "label values that the data set does not have" in group["kind"] and words in group["kind"]
@@ -473,7 +374,7 @@ def test_values_that_the_data_set_does_not_have_are_told_with_what_they_mean(nam
 def test_train_ids_under_the_name_of_label_ids_are_recognised(tmp_path):
     make("cityscapes", tmp_path)
     for path in tmp_path.rglob("*_labelIds.png"):
-        write(path, labels(*range(19), 255))
+        write(path, labels_of(*range(19), 255))
     told = errors("cityscapes", tmp_path)
     assert len(told) == 2
     assert all("these are train ids under the name labelIds; unpack gtFine_trainvaltest.zip" in kind for kind in told)
@@ -483,15 +384,15 @@ def test_lost_and_found_may_have_255_and_is_told_from_road_anomaly(tmp_path):
     make("lf", tmp_path)
     maps = sorted(tmp_path.rglob("*_ood_segmentation.png"))
     for path in maps:
-        write(path, labels(0, 1, 255))
+        write(path, labels_of(0, 1, 255))
     results = checked("lf", tmp_path)
     assert results["usable"] and "255 is read as ignored" in results["notes"][0]["kind"]
     for path in maps:
-        write(path, labels(0, 255))
+        write(path, labels_of(0, 255))
     (told,) = errors("lf", tmp_path)
     assert "no outlier pixel in any label map" in told and "255 is read as ignored: store the outliers as 1" in told
     for path in maps:
-        write(path, labels(0, 2))
+        write(path, labels_of(0, 2))
     (told,) = errors("lf", tmp_path)
     assert "in RoadAnomaly's maps 2 is the outlier: --dataset road-anomaly" in told
 
@@ -501,7 +402,7 @@ def test_a_test_set_without_an_outlier_is_told(name, tmp_path):
     split = list(SOURCES[name].splits)[-1]
     make(name, tmp_path)
     for _, path in SOURCES[name].splits[split].pairs(tmp_path):
-        write(path, labels({"street-hazards": 8}.get(name, 0)))
+        write(path, labels_of({"street-hazards": 8}.get(name, 0)))
     (told,) = errors(name, tmp_path, splits=[split])
     assert f"{split}: no outlier pixel in any label map, so there is nothing to find" in told
 
@@ -509,7 +410,7 @@ def test_a_test_set_without_an_outlier_is_told(name, tmp_path):
 def test_a_split_without_a_known_pixel_is_told(tmp_path):
     make("cityscapes", tmp_path)
     for path in (tmp_path / "gtFine/train").rglob("*_labelIds.png"):
-        write(path, labels(0, 29, 30))
+        write(path, labels_of(0, 29, 30))
     (told,) = errors("cityscapes", tmp_path)
     assert told.startswith("train: no pixel of a known class in any label map")
 
@@ -517,14 +418,14 @@ def test_a_split_without_a_known_pixel_is_told(tmp_path):
 def test_coco_photographs_of_which_none_fits_are_told(tmp_path):
     make("coco20", tmp_path)
     for path in (tmp_path / "labels/train2017").iterdir():
-        write(path, labels(0, 7))
+        write(path, labels_of(0, 7))
     (told,) = errors("coco20", tmp_path)
     assert told.startswith("training: no label map holds at least one pixel of a known class and none of an unknown")
 
 
 def test_ids_where_ids_less_one_should_be_are_suspected(tmp_path):
     make("coco20", tmp_path)
-    write(tmp_path / "labels/val2017/000000000000.png", labels(0, 11))
+    write(tmp_path / "labels/val2017/000000000000.png", labels_of(0, 11))
     warnings = [group["kind"] for group in checked("coco20", tmp_path)["warnings"]]
     assert any("are values ids where they should be ids - 1?" in kind for kind in warnings)
 
@@ -532,7 +433,7 @@ def test_ids_where_ids_less_one_should_be_are_suspected(tmp_path):
 def test_anomalies_in_training_a_missing_town_and_classes_that_never_occur_are_warnings(tmp_path):
     make("street-hazards", tmp_path)
     for path in (tmp_path / "train/annotations/training").rglob("*.png"):
-        write(path, labels(*range(1, 11), 14))
+        write(path, labels_of(*range(1, 11), 14))
     for kind in ("images", "annotations"):
         shutil.rmtree(tmp_path / "test" / kind / "test/t6")
     results = checked("street-hazards", tmp_path)
@@ -554,8 +455,8 @@ def test_all_problems_are_told_in_one_go_and_end_with_exit_code_1(tmp_path, caps
     root = make("street-hazards", tmp_path)
     maps = sorted((root / "test/annotations").rglob("*.png"))
     maps[0].write_bytes(b"")
-    write(maps[1], labels(0))
-    write(maps[2], picture())
+    write(maps[1], labels_of(0))
+    write(maps[2], noise(*SIZE))
     (root / "train/images/training/t1/0.png").unlink()
     with pytest.raises(SystemExit) as ended:
         run("street-hazards", root)
@@ -566,7 +467,7 @@ def test_all_problems_are_told_in_one_go_and_end_with_exit_code_1(tmp_path, caps
     assert f"street-hazards in {root} CANNOT be used: 4 errors, 3 warnings" in told
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_results_and_table_are_written_where_asked(name, tmp_path, capsys):
     root = make(name, tmp_path / "data")
     results = run(name, root, "--folder", str(tmp_path / "out"))

@@ -14,46 +14,25 @@ from PIL import Image
 from engine import choose_device
 from losses import hybrid_score
 from models import ladder_densenet121, load_weights
+from tests.support import layouts
+from tests.support.layouts import boxes, noise, write
 from tools import export_scores
 
-HEIGHT, WIDTH = 48, 64
+SIZE = HEIGHT, WIDTH = 48, 64
 FLAGS = ["--network", "ldn121", "--num_classes", "12", "--device", "cpu", "--workers", "0"]
-
-
-def write(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-    return path
-
-
-def picture(seed, height=HEIGHT, width=WIDTH):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def truth(outlier=1):
-    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-    labels[10:20, 10:30] = outlier
-    return labels
 
 
 @pytest.fixture
 def track(tmp_path):
     """AnomalyTrack's folders: two labelled frames and one of another size without labels"""
-    root = tmp_path / "dataset_AnomalyTrack"
-    for number in range(2):
-        write(root / f"images/validation{number}.png", picture(number))
-        write(root / f"labels_masks/validation{number}_labels_semantic.png", truth())
-    write(root / "images/test0.png", picture(2, 32, 96))
+    root = layouts.track(tmp_path / "dataset_AnomalyTrack", [boxes(0, size=SIZE)] * 2, "png")
+    write(root / "images/test0.png", noise(32, 96, 2))
     return root
 
 
 @pytest.fixture
 def static(tmp_path):
-    root = tmp_path / "static"
-    for number in (0, 7):
-        write(root / f"{number:04d}_street_rgb.jpg", picture(number))
-        write(root / f"{number:04d}_street_labels.png", truth())
-    return root
+    return layouts.static(tmp_path / "static", [boxes(0, size=SIZE)] * 2, (0, 7))
 
 
 def export(benchmark, root, folder, weights, *flags):
@@ -94,7 +73,7 @@ def made(track, folder, sign=1):
     for path in sorted((track / "images").iterdir()):
         width, height = Image.open(path).size
         scores = np.random.default_rng(0).normal(size=(height, width)) + 3 * np.pad(
-            truth()[:height, :width], ((0, 0), (0, width - min(width, WIDTH)))
+            boxes(0, size=SIZE)[:height, :width], ((0, 0), (0, width - min(width, WIDTH)))
         )
         frames[path.stem] = folder / f"method/AnomalyTrack-all/{path.stem}.hdf5"
         write_hdf5(frames[path.stem], (sign * scores).astype(np.float16))
@@ -155,7 +134,7 @@ def test_fishyscapes_gets_a_float32_map_by_the_frames_digits(static, tmp_path, r
 
 def test_frames_without_four_digits_are_numbered_in_order_and_the_numbers_explained(tmp_path, random_weights):
     for name in ("b/0100_leftImg8bit.png", "a/0003_x.png", "a/00041_x.png"):
-        write(tmp_path / "images" / name, picture(1))
+        write(tmp_path / "images" / name, noise(*SIZE, 1))
     export("fishyscapes", tmp_path / "images", tmp_path / "out", random_weights["hybrid"])
     assert json.loads((tmp_path / "out/export.json").read_text())["frames"] == {
         "0000_anomaly.npy": "a/0003_x.png",
@@ -165,7 +144,7 @@ def test_frames_without_four_digits_are_numbered_in_order_and_the_numbers_explai
 
 
 def test_two_images_with_one_map_are_refused(track, tmp_path, random_weights):
-    write(track / "images/again/test0.jpg", picture(3))
+    write(track / "images/again/test0.jpg", noise(*SIZE, 3))
     with pytest.raises(ValueError, match=r"test0\.jpg and .*test0\.png would have one score map"):
         export("smiyc", track / "images", tmp_path / "out", random_weights["hybrid"])
 
@@ -227,7 +206,7 @@ def test_weights_without_a_dataset_head_are_refused(track, tmp_path, random_weig
 
 def test_label_maps_among_the_images_are_left_out(track, static, capsys):
     assert len(export_scores.images_of(track)) == 3
-    assert "2 label maps below" in capsys.readouterr().out
+    assert "4 label maps below" in capsys.readouterr().out
     assert [path.name for path in export_scores.images_of(static).paths] == [
         "0000_street_rgb.jpg",
         "0007_street_rgb.jpg",
@@ -403,7 +382,7 @@ def test_all_problems_are_told_and_files_too_many(check_made, tmp_path):
 def test_npy_maps_are_checked_as_well(static, tmp_path, capsys):
     folder = tmp_path / "out"
     folder.mkdir()
-    scores = (truth() + np.linspace(0, 0.5, WIDTH)).astype(np.float32)
+    scores = (boxes(0, size=SIZE) + np.linspace(0, 0.5, WIDTH)).astype(np.float32)
     for digits in ("0000", "0007"):
         np.save(folder / f"{digits}_anomaly.npy", scores)
     assert check("fishyscapes", static, folder)["AUROC"] == 1

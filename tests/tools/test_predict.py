@@ -24,9 +24,8 @@ from errors import message_of
 from models import ladder_densenet121
 from models.segmenter import Segmenter
 from models.vit import VisionTransformer
-from tests.conftest import save_random_weights
-from tests.data.test_coco import photograph, write_names
-from tests.engine.test_pictures import claiming
+from tests.support.layouts import claiming, coco_names, coco_photograph, labels_of, noise, write
+from tests.support.networks import save_random_weights
 from tools import predict
 
 K = 12
@@ -52,11 +51,7 @@ def report():
 
 
 def draw(path, height=36, width=44, seed=0, mode="RGB"):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-    return path
+    return write(Path(path), noise(height, width, seed), mode)
 
 
 def logits_of(weights, image, hybrid=True):
@@ -697,9 +692,9 @@ def test_the_lower_of_two_towns_thresholds_is_taken_from_evaluate_osr_sh(street_
 
 
 def test_the_threshold_is_taken_from_evaluate_osr_coco(segmenter_weights):
-    write_names(Path("coco"))
-    for name, ids in (("known", [1]), ("unknown", [8])):
-        photograph(Path("coco"), "validation", name, ids)
+    coco_names(Path("coco"))
+    for name, values in (("known", [0]), ("unknown", [7])):
+        coco_photograph(Path("coco"), "validation", name, labels_of(*values, size=(4, 6)))
     common = [
         "--dataroot",
         "coco",
