@@ -12,7 +12,8 @@ import ldn_streethazards_finetune
 import ldn_streethazards_finetune_flow
 import train_denseflow
 from tests.support.layouts import cityscapes
-from tests.support.parsers import CROPS, FLAGS, Network
+from tests.support.parsers import CROPS, FLAGS, spare_networks
+from tests.support.stand_ins import put_in_place
 
 # Of what there are copies after one sample of each data set: frames, label maps, negatives.
 COPIES = {
@@ -37,16 +38,14 @@ def test_a_training_keeps_decoded_copies_where_it_is_told_to(script, street_haza
     for root, place in ((street_hazards, "SH"), (ade20k, "ADE")):
         Path(place).symlink_to(root)
     samples = []
-    instead = dict.fromkeys(["ladder_densenet121", "deeplabv3plus", "denseflow_25_6"], Network)
-    instead |= {
-        "load_weights": lambda network, file, **choices: network,
-        "backbone_slower": lambda model, *numbers: model.parameters(),
-        "closed_set_figures": lambda model, frames, *rest: samples.append(visited(frames)) or {},
-        "anomaly_figures": lambda model, frames, *rest: samples.append(visited(frames)) or {},
-        "fit": lambda steps, state, dataset, recipe, run, validate, **rest: (dataset, validate),
+    spare_networks(monkeypatch)
+    instead = {
+        "models.backbone_slower": lambda model, *numbers: model.parameters(),
+        "engine.closed_set_figures": lambda model, frames, *rest: samples.append(visited(frames)) or {},
+        "engine.anomaly_figures": lambda model, frames, *rest: samples.append(visited(frames)) or {},
+        "engine.fit": lambda steps, state, dataset, recipe, run, validate, **rest: (dataset, validate),
     }
-    for name, spared in instead.items():
-        monkeypatch.setattr(script, name, spared, raising=False)
+    put_in_place(monkeypatch, instead)
 
     copies = COPIES[script]
     for cache in ([], ["--cache", "copies"], ["--cache", "copies"]):

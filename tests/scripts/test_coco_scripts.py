@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 import evaluate_osr_coco
+import losses
 import segmenter_coco20
 import segmenter_coco20_finetune
 import segmenter_coco20_finetune_flow
@@ -30,6 +31,7 @@ from models.vit import VisionTransformer
 from tests.golden.fill import golden_state_dict
 from tests.support.layouts import COCO_KNOWN, COCO_OTHERS, COCO_SCENES, SKY, coco_scenes, colour_of
 from tests.support.networks import small_flow, small_segmenter
+from tests.support.stand_ins import put_in_place
 from tests.support.tiny import log_of, read_weights, same, steps_of, whole
 
 K = 20
@@ -58,9 +60,7 @@ KNOWN_VALIDATION = ["known_0", "known_1"]
 def small():
     """The scripts build small_segmenter() and small_flow() instead of ViT-B and DenseFlow-25-6"""
     with pytest.MonkeyPatch.context() as patch:
-        for script in SCRIPTS.values():
-            patch.setattr(script, "segmenter", small_segmenter)
-        patch.setattr(segmenter_coco20_finetune_flow, "denseflow_25_6", small_flow)
+        put_in_place(patch, {"models.segmenter": small_segmenter, "models.denseflow_25_6": small_flow})
         yield
 
 
@@ -138,8 +138,7 @@ class Experiment:
 @pytest.fixture
 def experiment(world, monkeypatch, in_tmp):
     """Sets a script up to the training and returns the Experiment"""
-    for kind in ("closed", "hybrid", "flow"):
-        monkeypatch.setattr(SCRIPTS[kind], "fit", Experiment)
+    put_in_place(monkeypatch, {"engine.fit": Experiment})
     return lambda kind, *flags, **files: SCRIPTS[kind].main(world.flags(kind, *flags, **files))
 
 
@@ -250,7 +249,7 @@ BREAKS = {"closed": "closed_set_loss", "hybrid": "dense_hybrid_loss", "flow": "s
 @pytest.mark.parametrize("kind", BREAKS)
 def test_an_interrupted_run_goes_on_to_the_same_bits(kind, runs, world, in_tmp, monkeypatch, capsys):
     script, calls, flags = SCRIPTS[kind], [], world.flags(kind)
-    loss = getattr(script, BREAKS[kind])
+    loss = getattr(losses, BREAKS[kind])
 
     def interrupted(*inputs, **options):
         calls.append(None)
@@ -259,7 +258,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(kind, runs, world, in_tmp, 
         return loss(*inputs, **options)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(script, BREAKS[kind], interrupted)
+        put_in_place(patch, {f"losses.{BREAKS[kind]}": interrupted})
         script.main(flags)
     assert "stopped after 1 of 2 epochs; go on with: python " in capsys.readouterr().out
     folder = in_tmp / "logs" / kind
@@ -504,12 +503,11 @@ def test_decoded_copies_are_kept_where_the_training_is_told_to(kind, copies, exp
 class Seen:
     """What the network and the loss are given in a step; the loss's other arguments as `options`"""
 
-    def __init__(self, tried, script, monkeypatch):
+    def __init__(self, tried, monkeypatch):
         self.images = self.labels = self.options = None
         tried.model.train().register_forward_pre_hook(self.see_images)
-        if tried.state.get("flow"):
-            monkeypatch.setattr(script, "synthetic_negatives_loss", self.flow_loss)
-        monkeypatch.setattr(script, "dense_hybrid_loss", self.loss)
+        instead = {"losses.synthetic_negatives_loss": self.flow_loss, "losses.dense_hybrid_loss": self.loss}
+        put_in_place(monkeypatch, instead)
 
     def see_images(self, module, inputs):
         (self.images,) = inputs
@@ -527,7 +525,7 @@ class Seen:
 
 def test_three_real_negatives_are_pasted_into_each_image_and_never_into_padding(experiment, monkeypatch):
     tried = experiment("hybrid")
-    seen = Seen(tried, segmenter_coco20_finetune, monkeypatch)
+    seen = Seen(tried, monkeypatch)
     torch.manual_seed(11)
     (images, labels, patches, masks, corners), names = batch_of(tried.dataset, 48)
     assert patches.shape == (48, 3, 3, 24, 24) and masks.shape == (48, 3, 24, 24) and corners.shape == (48, 3, 2)
@@ -569,7 +567,7 @@ def coloured(n, height, width):
 @pytest.mark.parametrize(("name", "per_image"), [("optimizer", 3), ("flow_optimizer", 1)])
 def test_the_flows_patches_are_pasted_whole_but_never_into_padding(name, per_image, experiment, monkeypatch):
     tried = experiment("flow", "--scale", "0.3", "2")
-    seen, drawn = Seen(tried, segmenter_coco20_finetune_flow, monkeypatch), []
+    seen, drawn = Seen(tried, monkeypatch), []
     flow, grown = tried.state["flow"], []
 
     def sample(n, height, width, check):
@@ -632,9 +630,8 @@ def test_the_flows_step_leaves_the_network_alone(experiment):
 def test_validation_pastes_into_photographs_of_known_things_always_the_same(kind, world, experiment, monkeypatch):
     asked = {}
     for name in ("anomaly_figures", "closed_set_figures"):
-        monkeypatch.setattr(
-            SCRIPTS[kind], name, lambda *inputs, name=name: asked.update({name: inputs}) or {name: len(inputs)}
-        )
+        note = {f"engine.{name}": lambda *inputs, name=name: asked.update({name: inputs}) or {name: len(inputs)}}
+        put_in_place(monkeypatch, note)
     tried = experiment(kind)
     assert tried.validate(tried.model).keys() == asked.keys()
     windows, pasted, score, *_ = asked["anomaly_figures"]
@@ -699,8 +696,8 @@ def pixel_wise(monkeypatch, in_tmp):
             parameter.data.zero_()  # the file is what counts
         return built[-1]
 
-    monkeypatch.setattr(evaluate_osr_coco, "segmenter", build)
-    monkeypatch.setattr(evaluate_osr_coco, "fast_inference", lambda network, *_: network)  # no copy: it is looked at
+    not_copied = {"models.fast_inference": lambda network, *_: network}  # it is looked at
+    put_in_place(monkeypatch, {"models.segmenter": build} | not_copied)
     return files | {"built": built}
 
 
@@ -794,13 +791,13 @@ SCORES = {
 @pytest.fixture
 def kept_scores(monkeypatch):
     """The scores of each photograph that is evaluated"""
-    kept, scored = [], evaluate_osr_coco.anomaly_score
+    kept, scored = [], losses.anomaly_score
 
     def keep(*inputs):
         kept.append(scored(*inputs).clone())
         return kept[-1]
 
-    monkeypatch.setattr(evaluate_osr_coco, "anomaly_score", keep)
+    put_in_place(monkeypatch, {"losses.anomaly_score": keep})
     return kept
 
 
@@ -863,7 +860,12 @@ def test_results_table_and_pictures_are_written(world, pixel_wise, capsys):
 
 def test_the_pictures_show_the_prediction_that_was_counted(world, pixel_wise, monkeypatch):
     shown = []
-    monkeypatch.setattr(evaluate_osr_coco, "save_pictures", lambda path, pictures, *rest: shown.extend(pictures))
+
+    def keep(path, pictures, *rest):
+        if path.name == "pictures.png":  # the page has more
+            shown.extend(pictures)
+
+    put_in_place(monkeypatch, {"engine.save_pictures": keep})
     threshold = evaluated(world, pixel_wise, "--pictures", "9")["threshold"]
     frames = list(photographs_of(world.coco))
     assert len(shown) == len(frames) == 6
@@ -883,9 +885,8 @@ def test_windows_slide_over_every_photograph(world, pixel_wise, monkeypatch):
     assert [shape[0] for shape in network.windows] == [2 * 3, 1 * 2, 2 * 3, 2 * 2, 1 * 2, 3 * 2]
     assert {shape[2:] for shape in network.windows} == {(WINDOW, WINDOW)}
     kept = []
-    monkeypatch.setattr(
-        evaluate_osr_coco, "SlidingWindows", lambda *sizes, **rest: kept.append((sizes[1:], rest)) or sizes[0]
-    )
+    note = {"engine.SlidingWindows": lambda *sizes, **rest: kept.append((sizes[1:], rest)) or sizes[0]}
+    put_in_place(monkeypatch, note)
     evaluate_osr_coco.main(["--dataroot", str(world.coco), "--model", str(pixel_wise["hybrid"]), "--device", "cpu",
                             "--workers", "0"])  # fmt: skip
     assert kept == [((512, 320), {"at_a_time": 8, "enlarge": True})]  # the release's

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from engine import start_run
 from engine.recipe import Recipe
 from tests.support.parsers import spare_networks
+from tests.support.stand_ins import put_in_place
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Each command, and what it misses first of what it names.
@@ -64,13 +66,12 @@ def short(command):
 
 @pytest.fixture
 def weights_are_there(monkeypatch, in_tmp):
-    return lambda script: spare_networks(script, monkeypatch)
+    spare_networks(monkeypatch)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=short)
 def test_a_command_is_understood_and_comes_to_its_data(command, weights_are_there, in_tmp):
     script, flags = script_and_flags(command)
-    weights_are_there(script)
     with pytest.raises(FileNotFoundError) as missing:
         script.main(flags)
     assert str(missing.value).startswith(COMMANDS[command]) and "--dataroot" in str(missing.value)
@@ -85,13 +86,13 @@ def test_the_originals_numbers_are_flags(command, monkeypatch, in_tmp):
     if command in HYBRID:
         numbers["beta"] = 0.7
     script, flags = script_and_flags(command)
-    start, started = script.start_run, []
+    started = []
 
     def stop(*inputs):
-        started.append(start(*inputs))
+        started.append(start_run(*inputs))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "start_run", stop)
+    put_in_place(monkeypatch, {"engine.start_run": stop})
     classes, dataset = own(command)
     more = [word for key, number in numbers.items() for word in (f"--{key}", str(number))]
     more += ["--num_classes", classes, "--dataset", dataset, "--resume"]
@@ -132,7 +133,6 @@ def test_another_data_set_or_number_of_classes_is_refused(command, flag, in_tmp,
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "evaluate_osr" in command], ids=short)
 def test_the_share_of_outliers_to_find_is_a_flag(command, weights_are_there, in_tmp, capsys):
     script, flags = script_and_flags(command)
-    weights_are_there(script)
     with pytest.raises(FileNotFoundError, match=COMMANDS[command]):
         script.main([*flags, "--tpr", "0.9"])
     with pytest.raises(SystemExit):

@@ -28,9 +28,9 @@ from models.denseflow import DenseFlow
 from tests.golden.fill import golden_state_dict
 from tests.support.layouts import cityscapes
 from tests.support.networks import small_flow, thin_trunk
+from tests.support.stand_ins import put_in_place
 from tests.support.tiny import log_of, read_weights, same, steps_of, whole
 
-SCRIPTS = (ldn_streethazards_finetune_flow, dlv3_cityscapes_finetune_flow, train_denseflow)
 SMALL = ["--device", "cpu", "--workers", "0", "--crop_size", "48", "--patch_sides", "16", "24", "8",
          "--validation_patches", "2"]  # fmt: skip
 BETA, DIVERGENCE = 0.03, 0.03
@@ -46,8 +46,7 @@ def narrow():
 def small():
     """The scripts build small_flow() instead of DenseFlow-25-6"""
     with pytest.MonkeyPatch.context() as patch:
-        for script in SCRIPTS:
-            patch.setattr(script, "denseflow_25_6", small_flow)
+        put_in_place(patch, {"models.denseflow_25_6": small_flow})
         yield
 
 
@@ -85,7 +84,7 @@ class Experiment:
 @pytest.fixture
 def experiment(street_hazards, random_weights, flow_file, monkeypatch, in_tmp):
     """Sets the script up to the training and returns the Experiment"""
-    monkeypatch.setattr(ldn_streethazards_finetune_flow, "fit", Experiment)
+    put_in_place(monkeypatch, {"engine.fit": Experiment})
 
     def set_up(*flags, flow_state=flow_file):
         flags = flow_flags(street_hazards, random_weights["closed"], flow_state, *flags)
@@ -318,7 +317,7 @@ def train_apart(folder, flags, deadly):
         return log_prob(flow, images)
 
     DenseFlow.log_prob = deadly_log_prob
-    ldn_streethazards_finetune_flow.denseflow_25_6 = small_flow
+    put_in_place(pytest.MonkeyPatch(), {"models.denseflow_25_6": small_flow})  # for good: the process is its own
     ldn_streethazards_finetune_flow.main(flags)
 
 
@@ -521,7 +520,7 @@ def test_each_process_validates_the_flow_on_its_share_of_the_images(photographs,
 
     flags, seen, validations = alone_flags("--images", str(photographs)), [], []
     monkeypatch.setattr(train_denseflow, "HELD_OUT", 5)
-    monkeypatch.setattr(train_denseflow, "fit", lambda *rest, **figures: validations.append(rest[5]))
+    put_in_place(monkeypatch, {"engine.fit": lambda *rest, **figures: validations.append(rest[5])})
     train_denseflow.main(flags)
     shares = []
     for process, processes in ((0, 1), (0, 2), (1, 2)):
@@ -532,7 +531,8 @@ def test_each_process_validates_the_flow_on_its_share_of_the_images(photographs,
         shares.append([*seen])
     whole, first, second = shares
     assert len(whole) == 5 and len(first) == 3 and sorted(first + second) == sorted(whole)
-    monkeypatch.setattr(train_denseflow, "summed", lambda numbers, device: numbers | {"bits": 12.0, "images": 5})
+    everywhere = {"bits": 12.0, "images": 5}
+    put_in_place(monkeypatch, {"engine.processes.summed": lambda numbers, device: numbers | everywhere})
     assert validations[0](Looking()) == {"bits_per_dimension": 12 / 5}  # of all processes
 
 

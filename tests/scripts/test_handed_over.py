@@ -19,7 +19,8 @@ import segmenter_coco20_finetune_flow
 import train_denseflow
 from labels import IGNORE, OUTLIER
 from tests.support.layouts import cityscapes, coco_scenes
-from tests.support.parsers import CROPS, FLAGS, Network
+from tests.support.parsers import CROPS, FLAGS, Network, spare_networks
+from tests.support.stand_ins import put_in_place
 
 STREETS = (ldn_streethazards, ldn_streethazards_finetune, ldn_streethazards_finetune_flow,
            dlv3_cityscapes_finetune, dlv3_cityscapes_finetune_flow)  # fmt: skip
@@ -46,14 +47,14 @@ def hand_over(street_hazards, ade20k, in_tmp, monkeypatch):
             built.append((sizes, choices))
             return Network()
 
-        instead = dict.fromkeys(["ladder_densenet121", "deeplabv3plus", "segmenter", "denseflow_25_6"], build)
-        instead |= {
-            "load_weights": lambda network, file, **choices: network,
-            "backbone_slower": lambda model, *numbers: model.parameters(),
-            "fit": lambda steps, *rest, **more: steps,
+        networks = ("ladder_densenet121", "deeplabv3plus", "segmenter", "denseflow_25_6")
+        instead = {
+            **{f"models.{name}": build for name in networks},
+            "models.load_weights": lambda network, file, **choices: network,
+            "models.backbone_slower": lambda model, *numbers: model.parameters(),
+            "engine.fit": lambda steps, *rest, **more: steps,
         }
-        for name, spared in instead.items():
-            monkeypatch.setattr(script, name, spared, raising=False)
+        put_in_place(monkeypatch, instead)
         if script in PHOTOGRAPHS:
             coco_scenes(Path("COCO"))
         steps = script.main([*CROPS, *FLAGS[script.__name__], *flags])
@@ -116,18 +117,13 @@ def test_process_0_is_the_first_to_scan_the_photographs(script, in_tmp, monkeypa
         raise Scanned
 
     scan.num_classes, scan.mean_colour = 20, (0, 0, 0)
-    instead = dict.fromkeys(["segmenter", "denseflow_25_6"], lambda *sizes, **choices: Network())
-    instead |= {
-        "load_weights": lambda network, file, **choices: network,
-        "load_network": lambda build, file: build(),
-        "segmenter_dataset_head": lambda file: "decoder",
-        "segmenter_heads": lambda file: 16,
-        "fast_inference": lambda network, *choices: network,
-        "main_process_first": main_process_first,
-        "COCO20": scan,
+    spare_networks(monkeypatch)
+    instead = {
+        "models.fast_inference": lambda network, *choices: network,
+        "engine.main_process_first": main_process_first,
+        "data.COCO20": scan,
     }
-    for name, spared in instead.items():
-        monkeypatch.setattr(script, name, spared, raising=False)
+    put_in_place(monkeypatch, instead)
     with pytest.raises(Scanned):
         script.main(["--dataroot", "COCO", "--device", "cpu", *SCANNING[script]])
 
@@ -146,8 +142,8 @@ def test_the_flows_images_are_kept_decoded_wherever_they_come_from(source, stree
     Path("SH").symlink_to(street_hazards)
     cityscapes(Path("CITY"), 10, (40, 64))
     coco_scenes(Path("COCO"))
-    monkeypatch.setattr(train_denseflow, "denseflow_25_6", Network)
-    monkeypatch.setattr(train_denseflow, "fit", lambda loss, state, dataset, *rest, **more: dataset)
+    spare_networks(monkeypatch)
+    put_in_place(monkeypatch, {"engine.fit": lambda steps, state, dataset, *rest, **more: dataset})
     flags = [*CROPS, "--warmup_steps", "0", "--resume", "--cache", "copies", *source]
     train_denseflow.main(flags)[0]
     assert [*Path("copies").glob("*.raw")]

@@ -13,6 +13,7 @@ from methods import FLOW_SOURCE
 from models import load_imagenet_densenet121, load_weights
 from models.weights import read_state_dict
 from tests.support.parsers import EVALUATIONS, TRAININGS, Network, parser_of, script_module, spare_networks, words_for
+from tests.support.stand_ins import put_in_place
 from tools import check_data, predict
 from tools.export_onnx import trained_network
 
@@ -189,8 +190,7 @@ def words_of(script):
 
 @pytest.fixture
 def without_networks(monkeypatch):
-    for script in (*TRAININGS, "evaluate_ood", "evaluate_osr_sh", "evaluate_osr_coco"):
-        spare_networks(script_module(script), monkeypatch)
+    spare_networks(monkeypatch)
 
 
 @pytest.mark.parametrize(("script", "flag"), ROOTS)
@@ -217,11 +217,8 @@ def test_negatives_that_cannot_be_read_are_one_line_that_names_them(script, plac
         def __init__(self, *arguments, **choices):
             super().__init__("abcd")
 
-    module = script_module(script)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("StreetHazards", "Cityscapes", "COCO20"):
-            if hasattr(module, name):
-                patch.setattr(module, name, Known)
+        put_in_place(patch, dict.fromkeys(["data.StreetHazards", "data.Cityscapes", "data.COCO20"], Known))
         words = words_of(script)
         at = words.index("--neg_dataroot")
         words = [*words[:at], *words[at + 2 :]]

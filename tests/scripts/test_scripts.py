@@ -33,6 +33,7 @@ from losses import hybrid_score
 from models import ladder_densenet121, load_weights
 from tests.support.layouts import STREET_SIZE
 from tests.support.networks import save_random_weights
+from tests.support.stand_ins import put_in_place
 from tests.support.tiny import log_of
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -290,9 +291,12 @@ def test_the_file_of_imagenet_is_downloaded_by_process_0_alone(street_hazards, i
         yield
         events.append("then the others")
 
-    monkeypatch.setattr(ldn_streethazards, "main_process_first", first)
-    monkeypatch.setattr(ldn_streethazards, "load_imagenet_densenet121", lambda *where: events.append("file"))
-    monkeypatch.setattr(ldn_streethazards, "fit", lambda *training, **best: None)
+    instead = {
+        "engine.main_process_first": first,
+        "models.load_imagenet_densenet121": lambda *where: events.append("file"),
+        "engine.fit": lambda *training, **best: None,
+    }
+    put_in_place(monkeypatch, instead)
     ldn_streethazards.main(closed_set_flags(street_hazards, "--init", "imagenet"))
     assert events == ["process 0 first", "file", "then the others"]
 

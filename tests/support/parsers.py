@@ -12,6 +12,7 @@ from torch import nn
 
 from engine.flags import Parser
 from engine.recipe import RECIPES
+from tests.support.stand_ins import put_in_place
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAININGS = list(yaml.safe_load(RECIPES.read_text()))
@@ -84,14 +85,18 @@ class Network(nn.Linear):
         return torch.zeros(n, 3, height, width)
 
 
-def spare_networks(script, monkeypatch):
-    """Spares a script its networks and weight files, so that what it looks for are the data"""
-    instead = dict.fromkeys(["segmenter", "denseflow_25_6", "deeplabv3plus", "ladder_densenet121"], Network)
-    instead |= dict.fromkeys(["load_weights", "load_imagenet_vit"], lambda network, file, **choices: network)
-    instead |= {"load_network": lambda build, file: build()}
-    instead |= {"segmenter_dataset_head": lambda file: "decoder", "segmenter_heads": lambda file: 16}
-    instead |= {"has_dataset_head": lambda file: True}
-    instead |= {"number_of_classes": lambda file, network: 12, "has_outliers": lambda dataset: True}
-    for name, spared in instead.items():
-        if hasattr(script, name):
-            monkeypatch.setattr(script, name, spared)
+def spare_networks(patch):
+    """Spares the scripts their networks and weight files, so that what they look for are the data"""
+    networks = ("models.segmenter", "models.denseflow_25_6", "models.deeplabv3plus", "models.ladder_densenet121")
+    instead = {
+        **dict.fromkeys(networks, Network),
+        "models.load_weights": lambda network, file, **choices: network,
+        "models.load_imagenet_vit": lambda network, file: network,
+        "models.load_network": lambda build, file: build(),
+        "models.segmenter_dataset_head": lambda file: "decoder",
+        "models.segmenter_heads": lambda file: 16,
+        "models.has_dataset_head": lambda file: True,
+        "models.weights.number_of_classes": lambda file, network: 12,
+        "engine.has_outliers": lambda dataset: True,
+    }
+    put_in_place(patch, instead)

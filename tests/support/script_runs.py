@@ -32,6 +32,7 @@ from tests.golden.fill import golden_state_dict
 from tests.support.layouts import boxes, cityscapes, coco_scenes, lost_and_found
 from tests.support.networks import small_flow, small_segmenter, thin_trunk, with_fitting_statistics
 from tests.support.parsers import script_module
+from tests.support.stand_ins import put_in_place
 
 SMALL = "--workers 0 --epochs 1 --batch_size 2 --crop_size 32 --exp_name {name}"
 NEGATIVES = "--neg_dataroot {ade} --negative_resize 48 --negative_size 24"
@@ -113,15 +114,17 @@ def small_networks() -> Iterator[None]:
     instead = {
         ladder_densenet: {"densenet121": lambda weights: DenseNet(128, (1, 3, 6, 4), num_init_features=128)},
     }
-    for script in {name.split()[0] for name in (*TRAININGS, *EVALUATIONS, *TOOLS)}:
-        module = script_module(script)
-        builders = {"segmenter": small_segmenter, "denseflow_25_6": small_flow}
-        instead[module] = {name: builder for name, builder in builders.items() if hasattr(module, name)}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(thin_trunk())
+    with thin_trunk(), pytest.MonkeyPatch.context() as patch:
         for owner, attributes in instead.items():
             for name, value in attributes.items():
-                stack.enter_context(mock.patch.object(owner, name, value))
+                patch.setattr(owner, name, value)
+        put_in_place(
+            patch,
+            {
+                "models.segmenter": small_segmenter,
+                "models.denseflow_25_6": small_flow,
+            },
+        )
         yield
 
 
