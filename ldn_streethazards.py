@@ -5,40 +5,12 @@
 Numbers: recipes.yaml, block ldn_streethazards. Expected result: README.md.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from data import StreetHazards, train_transform
-from engine import (
-    Recipe,
-    Step,
-    add_fixed_flags,
-    argument_parser,
-    closed_set_figures,
-    fit,
-    main_process_first,
-    require,
-    require_positive,
-    require_two_at_once,
-    run_script,
-    start_run,
-)
-from losses import closed_set_loss, pixel_counts
+from engine import add_fixed_flags, argument_parser, fit, main_process_first, require_two_at_once, run_script, start_run
+from methods import LadderRecipe, closed_set_step, closed_set_validation
 from models import backbone_slower, ladder_densenet121, load_imagenet_densenet121
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClosedSetRecipe(Recipe):
-    adam_eps: float
-    backbone_lr_factor: float
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_positive(self, "adam_eps")
-        require(
-            0 < self.backbone_lr_factor <= 1, f"backbone_lr_factor {self.backbone_lr_factor} must be over 0, at most 1"
-        )
 
 
 def main(argv=None):
@@ -51,12 +23,14 @@ def main(argv=None):
         help="the backbone's first weights: downloaded by torchvision, random, or torchvision's file",
     )
     add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
-    args, recipe, run = start_run(parser, ClosedSetRecipe, __file__, argv)
+    args, recipe, run = start_run(parser, LadderRecipe, __file__, argv)
 
+    # Known streets.
     transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
     train_set = StreetHazards(args.dataroot, "training", transform, args.cache)
     val_set = StreetHazards(args.dataroot, "validation", cache=args.cache)
 
+    # A network of which only the backbone is trained already.
     require_two_at_once(len(train_set), recipe)
     model = ladder_densenet121(StreetHazards.num_classes, hybrid=False, checkpointing=recipe.checkpointing)
     if args.init != "none":
@@ -67,17 +41,8 @@ def main(argv=None):
         backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps, fused=True
     )
 
-    def loss(model, images, labels, counts):
-        return closed_set_loss(model(images), labels, counts)
-
-    def count_pixels(images, labels):
-        return pixel_counts(labels)
-
-    def validate(model):
-        return closed_set_figures(model, val_set, StreetHazards.num_classes, run)
-
     state = {"model": model, "optimizer": optimizer}
-    return fit(Step(loss, counts=count_pixels, fixed=True), state, train_set, recipe, run, validate, best="mIoU")
+    return fit(closed_set_step(), state, train_set, recipe, run, closed_set_validation(val_set, run), best="mIoU")
 
 
 if __name__ == "__main__":

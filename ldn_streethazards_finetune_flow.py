@@ -12,42 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-from data import (
-    OUTLIER,
-    StreetHazards,
-    WithFixedNegatives,
-    cut_out,
-    draw_patch_size,
-    paste_at_random,
-    train_transform,
-    whole_patches,
-)
-from engine import (
-    Step,
-    add_fixed_flags,
-    anomaly_figures,
-    argument_parser,
-    closed_set_figures,
-    fit,
-    require,
-    require_two_at_once,
-    run_script,
-    start_run,
-)
-from losses import dense_hybrid_loss, hybrid_score, pixel_counts, synthetic_negatives_loss
-from methods import FLOW_SOURCE, FlowRecipe, trained_along
-from models import backbone_slower, denseflow_25_6, frozen, ladder_densenet121, load_weights
+from data import StreetHazards, WithFixedNegatives, train_transform
+from engine import add_fixed_flags, argument_parser, fit, require_two_at_once, run_script, start_run
+from methods import FlowNegatives, FlowRecipe, LadderRecipe, hybrid_step, hybrid_validation
+from models import backbone_slower, ladder_densenet121, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class LadderFlowRecipe(FlowRecipe):
-    backbone_lr_factor: float
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(
-            0 < self.backbone_lr_factor <= 1, f"backbone_lr_factor {self.backbone_lr_factor} must be over 0, at most 1"
-        )
+class LadderFlowRecipe(LadderRecipe, FlowRecipe):
+    """LDN-121's numbers, and those of the flow."""
 
 
 def main(argv=None):
@@ -72,55 +45,13 @@ def main(argv=None):
     )
 
     # The flow that draws the negatives; those of the validation are its first ones.
-    flow = denseflow_25_6(recipe.flow_checkpointing)
-    if args.flow_state != "none":
-        load_weights(flow, args.flow_state, source=FLOW_SOURCE)
-    flow_state, draw = trained_along(flow.to(run.device), args.flow_state, recipe, run)
-    with torch.no_grad():
-        drawn = [flow.sample(1, *draw_patch_size(recipe.patch_sides))[0] for _ in range(recipe.validation_patches)]
-    pasted_val_set = WithFixedNegatives(val_set, whole_patches(drawn))
+    flow = FlowNegatives(args.flow_state, recipe, run)
+    pasted_val_set = WithFixedNegatives(val_set, flow.validation_patches())
 
-    @torch.no_grad()
-    def paste_drawn(images, labels):
-        patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides), check=False) / 255
-        return paste_at_random(images, labels, patches)[:2]
-
-    def loss(model, images, labels, counts):
-        return dense_hybrid_loss(
-            *model(images),
-            labels,
-            beta=recipe.beta,
-            counts=counts,
-            ignored_are_inliers=recipe.ignored_are_inliers,
-            likelihood_margin=recipe.likelihood_margin,
-        )
-
-    def count_pixels(images, labels):
-        return pixel_counts(labels, recipe.ignored_are_inliers)
-
-    def flow_loss(model, images, labels):
-        patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides), check=False) / 255
-        pasted, pasted_labels, corners = paste_at_random(images, labels, patches)
-        with frozen(model):
-            class_logits, _ = model(pasted)
-        covered = cut_out(images, corners, patches.shape[2:])
-        return synthetic_negatives_loss(
-            class_logits,
-            pasted_labels == OUTLIER,
-            flow.log_prob(covered),
-            patches,
-            divergence_weight=recipe.divergence_weight,
-            bits_weight=recipe.bits_weight,
-        )
-
-    def validate(model):
-        figures = anomaly_figures(model, pasted_val_set, hybrid_score, run)
-        return figures | closed_set_figures(model, val_set, StreetHazards.num_classes, run)
-
-    state = {"model": model, "optimizer": optimizer} | flow_state
-    steps = {"optimizer": Step(loss, paste_drawn, count_pixels, fixed=True), "flow_optimizer": Step(flow_loss)}
-    best = "mIoU" if args.flow_state == "none" else "AP"  # on the noise of an untrained flow an AP says nothing
-    return fit(steps, state, train_set, recipe, run, validate, best=best, draw=draw)
+    state = {"model": model, "optimizer": optimizer} | flow.state
+    steps = {"optimizer": hybrid_step(recipe, flow.paste), "flow_optimizer": flow.step}
+    validate = hybrid_validation(val_set, pasted_val_set, run)
+    return fit(steps, state, train_set, recipe, run, validate, best=flow.best, draw=flow.save_picture)
 
 
 if __name__ == "__main__":

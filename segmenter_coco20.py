@@ -5,39 +5,14 @@
 Numbers: recipes.yaml, block segmenter_coco20. Expected result: README.md.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from data import COCO20, train_transform
-from engine import (
-    Recipe,
-    SlidingWindows,
-    Step,
-    add_fixed_flags,
-    argument_parser,
-    closed_set_figures,
-    fit,
-    main_process_first,
-    require_positive,
-    run_script,
-    start_run,
-)
-from losses import closed_set_loss, pixel_counts
+from engine import SlidingWindows, add_fixed_flags, argument_parser, fit, main_process_first, run_script, start_run
+from methods import SegmenterRecipe, closed_set_step, closed_set_validation
 from models import load_imagenet_vit, segmenter
 
 IMAGENET_WEIGHTS = "vit_base_p16_384.pth"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmenterRecipe(Recipe):
-    heads: int
-    window: int
-    window_stride: int
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_positive(self, "heads", "window", "window_stride")
 
 
 def main(argv=None):
@@ -49,6 +24,7 @@ def main(argv=None):
     add_fixed_flags(parser, COCO20.num_classes, "coco20")
     args, recipe, run = start_run(parser, SegmenterRecipe, __file__, argv)
 
+    # A network of which only the encoder is trained already.
     model = segmenter(COCO20.num_classes, hybrid=False, heads=recipe.heads, checkpointing=recipe.checkpointing)
     if args.init != "none":
         load_imagenet_vit(model, args.init)
@@ -56,23 +32,16 @@ def main(argv=None):
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, fused=True)
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
+    # Photographs of known things.
     lists = {"workers": run.workers, "list_folder": run.folder.parent, "cache": args.cache}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour)
     with main_process_first():  # it scans the label maps and keeps lists of them
         train_set = COCO20(args.dataroot, "training", transform, **lists)
         val_set = COCO20(args.dataroot, "validation", **lists)
 
-    def loss(model, images, labels, counts):
-        return closed_set_loss(model(images), labels, counts)
-
-    def count_pixels(images, labels):
-        return pixel_counts(labels)
-
-    def validate(model):
-        return closed_set_figures(windows, val_set, COCO20.num_classes, run)
-
     state = {"model": model, "optimizer": optimizer}
-    return fit(Step(loss, counts=count_pixels, fixed=True), state, train_set, recipe, run, validate, best="mIoU")
+    validate = closed_set_validation(val_set, run, windows)
+    return fit(closed_set_step(), state, train_set, recipe, run, validate, best="mIoU")
 
 
 if __name__ == "__main__":

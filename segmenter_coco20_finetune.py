@@ -10,46 +10,39 @@ from dataclasses import dataclass
 
 import torch
 
-from data import (
-    COCO20,
-    MaskedPatches,
-    WithFixedNegatives,
-    WithNegatives,
-    paste,
-    train_transform,
-)
+from data import COCO20, WithFixedNegatives, WithNegatives, paste, train_transform
 from engine import (
     SlidingWindows,
-    Step,
     add_fixed_flags,
-    anomaly_figures,
     argument_parser,
-    closed_set_figures,
     fit,
     main_process_first,
     require_positive,
     run_script,
     start_run,
 )
-from losses import dense_hybrid_loss, hybrid_score, pixel_counts
-from methods import RealNegativesRecipe, add_negative_flags, photographs_of_negatives
+from methods import (
+    RealNegativesRecipe,
+    SegmenterRecipe,
+    add_negative_flags,
+    hybrid_step,
+    hybrid_validation,
+    real_negatives,
+)
 from models import SEGMENTER_DATASET_HEADS, load_weights, segmenter
 
 ADE20K_FOLDER = "datasets/ADEChallengeData2016"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterNegativesRecipe(RealNegativesRecipe):
-    heads: int
+class SegmenterNegativesRecipe(SegmenterRecipe, RealNegativesRecipe):
     dataset_head: str
-    window: int
-    window_stride: int
     negatives_per_image: int
     rare_below: int
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "heads", "window", "window_stride", "negatives_per_image", "rare_below")
+        require_positive(self, "negatives_per_image", "rare_below")
 
 
 def main(argv=None):
@@ -81,33 +74,13 @@ def main(argv=None):
         train_set = COCO20(args.dataroot, "training", transform, **lists)
         val_set = COCO20(args.dataroot, "validation", **lists)
         known_val_set = COCO20(args.dataroot, "validation_known", **lists)
-    photographs = photographs_of_negatives(
-        args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache, args.max_pixels
-    )
-    sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
-    negatives = MaskedPatches(photographs, *sizes, recipe.rare_below, args.neg_leave_out, recipe.negative_antialias)
+    negatives = real_negatives(args, recipe, recipe.rare_below)
+    pasted_train_set = WithNegatives(train_set, negatives, recipe.negatives_per_image)
     pasted_val_set = WithFixedNegatives(known_val_set, negatives, recipe.negatives_per_image)
 
-    def loss(model, images, labels, counts):
-        return dense_hybrid_loss(
-            *model(images),
-            labels,
-            beta=recipe.beta,
-            counts=counts,
-            ignored_are_inliers=recipe.ignored_are_inliers,
-            likelihood_margin=recipe.likelihood_margin,
-        )
-
-    def count_pixels(images, labels):
-        return pixel_counts(labels, recipe.ignored_are_inliers)
-
-    def validate(model):
-        figures = anomaly_figures(windows, pasted_val_set, hybrid_score, run)
-        return figures | closed_set_figures(windows, val_set, COCO20.num_classes, run)
-
     state = {"model": model, "optimizer": optimizer}
-    pasted_train_set = WithNegatives(train_set, negatives, recipe.negatives_per_image)
-    return fit(Step(loss, paste, count_pixels, fixed=True), state, pasted_train_set, recipe, run, validate, best="AP")
+    validate = hybrid_validation(val_set, pasted_val_set, run, windows)
+    return fit(hybrid_step(recipe, paste), state, pasted_train_set, recipe, run, validate, best="AP")
 
 
 if __name__ == "__main__":

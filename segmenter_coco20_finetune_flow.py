@@ -11,45 +11,29 @@ from dataclasses import dataclass
 
 import torch
 
-from data import (
-    COCO20,
-    OUTLIER,
-    WithFixedNegatives,
-    cut_out,
-    draw_patch_size,
-    paste_at_random,
-    train_transform,
-    whole_patches,
-)
+from data import COCO20, WithFixedNegatives, train_transform
 from engine import (
     SlidingWindows,
-    Step,
     add_fixed_flags,
-    anomaly_figures,
     argument_parser,
-    closed_set_figures,
     fit,
     main_process_first,
     require_positive,
     run_script,
     start_run,
 )
-from losses import dense_hybrid_loss, hybrid_score, pixel_counts, synthetic_negatives_loss
-from methods import FLOW_SOURCE, FlowRecipe, trained_along
-from models import SEGMENTER_DATASET_HEADS, denseflow_25_6, frozen, load_weights, segmenter
+from methods import FlowNegatives, FlowRecipe, SegmenterRecipe, hybrid_step, hybrid_validation
+from models import SEGMENTER_DATASET_HEADS, load_weights, segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterFlowRecipe(FlowRecipe):
-    heads: int
+class SegmenterFlowRecipe(SegmenterRecipe, FlowRecipe):
     dataset_head: str
-    window: int
-    window_stride: int
     patches_per_image: int
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "heads", "window", "window_stride", "patches_per_image")
+        require_positive(self, "patches_per_image")
 
 
 def main(argv=None):
@@ -68,14 +52,6 @@ def main(argv=None):
     optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps, fused=True)
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
-    # The flow that draws the negatives; those of the validation are its first ones.
-    flow = denseflow_25_6(recipe.flow_checkpointing)
-    if args.flow_state != "none":
-        load_weights(flow, args.flow_state, source=FLOW_SOURCE)
-    flow_state, draw = trained_along(flow.to(run.device), args.flow_state, recipe, run)
-    with torch.no_grad():
-        drawn = [flow.sample(1, *draw_patch_size(recipe.patch_sides))[0] for _ in range(recipe.validation_patches)]
-
     # Photographs of known things.
     lists = {"workers": run.workers, "list_folder": run.folder.parent, "cache": args.cache}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
@@ -83,51 +59,15 @@ def main(argv=None):
         train_set = COCO20(args.dataroot, "training", transform, **lists)
         val_set = COCO20(args.dataroot, "validation", **lists)
         known_val_set = COCO20(args.dataroot, "validation_known", **lists)
-    pasted_val_set = WithFixedNegatives(known_val_set, whole_patches(drawn), recipe.patches_per_image)
 
-    @torch.no_grad()
-    def paste_drawn(images, labels, content):
-        patches = (
-            flow.sample(recipe.patches_per_image * len(images), *draw_patch_size(recipe.patch_sides), check=False) / 255
-        )
-        return paste_at_random(images, labels, patches, content)[:2]
+    # The flow that draws the negatives; those of the validation are its first ones.
+    flow = FlowNegatives(args.flow_state, recipe, run, recipe.patches_per_image)
+    pasted_val_set = WithFixedNegatives(known_val_set, flow.validation_patches(), recipe.patches_per_image)
 
-    def loss(model, images, labels, counts):
-        return dense_hybrid_loss(
-            *model(images),
-            labels,
-            beta=recipe.beta,
-            counts=counts,
-            ignored_are_inliers=recipe.ignored_are_inliers,
-            likelihood_margin=recipe.likelihood_margin,
-        )
-
-    def count_pixels(images, labels):
-        return pixel_counts(labels, recipe.ignored_are_inliers)
-
-    def flow_loss(model, images, labels, content):
-        patches = flow.sample(len(images), *draw_patch_size(recipe.patch_sides), check=False) / 255
-        pasted, pasted_labels, corners = paste_at_random(images, labels, patches, content)
-        with frozen(model):
-            class_logits, _ = model(pasted)
-        covered = cut_out(images, corners, patches.shape[2:])
-        return synthetic_negatives_loss(
-            class_logits,
-            pasted_labels == OUTLIER,
-            flow.log_prob(covered),
-            patches,
-            divergence_weight=recipe.divergence_weight,
-            bits_weight=recipe.bits_weight,
-        )
-
-    def validate(model):
-        figures = anomaly_figures(windows, pasted_val_set, hybrid_score, run)
-        return figures | closed_set_figures(windows, val_set, COCO20.num_classes, run)
-
-    state = {"model": model, "optimizer": optimizer} | flow_state
-    steps = {"optimizer": Step(loss, paste_drawn, count_pixels, fixed=True), "flow_optimizer": Step(flow_loss)}
-    best = "mIoU" if args.flow_state == "none" else "AP"  # on the noise of an untrained flow an AP says nothing
-    return fit(steps, state, train_set, recipe, run, validate, best=best, draw=draw)
+    state = {"model": model, "optimizer": optimizer} | flow.state
+    steps = {"optimizer": hybrid_step(recipe, flow.paste), "flow_optimizer": flow.step}
+    validate = hybrid_validation(val_set, pasted_val_set, run, windows)
+    return fit(steps, state, train_set, recipe, run, validate, best=flow.best, draw=flow.save_picture)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ things: it learns what the known looks like. Every twentieth image is kept for v
 dimension, of which images of pure noise have 8. Numbers: recipes.yaml, block train_denseflow.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,20 +18,14 @@ from engine import (
     Recipe,
     add_size_flag,
     argument_parser,
-    batches,
-    evaluation_loader,
     fit,
     main_process_first,
     require_positive,
     run_script,
-    same_noise,
-    save_samples,
     start_run,
-    to_device,
 )
-from engine.processes import rank, summed, world_size
 from errors import WrongInput
-from losses import bits_per_dimension
+from methods import Warmup, likelihood_step, likelihood_validation, samples_picture
 from models import denseflow_25_6, load_weights
 
 DATASETS = {
@@ -42,7 +35,7 @@ DATASETS = {
         root, "training", transform, run.workers, run.folder.parent, cache
     ),
 }
-HELD_OUT = 20  # every so manieth image is for validation
+HELD_OUT = 20  # one image in so many is kept for validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +58,6 @@ class FlowTraining(Recipe):
             raise WrongInput(f"warmup_steps must not be negative: {self.warmup_steps}")
         if self.warmup_steps and self.lr_min:
             raise WrongInput(f"lr_min {self.lr_min} must be 0 where there are warmup_steps")
-
-
-class Warmup:
-    """A learning rate that rises with the optimizer's steps, where fit's schedules move once an epoch."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, steps: int):
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (steps + 1), total_iters=steps)
-        optimizer.register_step_post_hook(lambda *step: schedule.step())
-        self.state_dict, self.load_state_dict = schedule.state_dict, schedule.load_state_dict
 
 
 def main(argv=None):
@@ -119,33 +103,12 @@ def main(argv=None):
     if recipe.warmup_steps:
         state["warmup"] = Warmup(optimizer, recipe.warmup_steps)
 
-    def loss(flow, images, labels):
-        crops = (255 * images).round()
-        return {"bits_per_dimension": bits_per_dimension(flow(crops), crops[0].numel())}
-
-    @torch.no_grad()
-    def validate(flow):
-        bits = []
-        with same_noise(run.device):
-            share = evaluation_loader(
-                val_set, run.workers, run.device, recipe.batch_size, process=rank(), processes=world_size()
-            )
-            for tensors, _ in batches(share):
-                crops = (255 * to_device(tensors, run.device)[0]).round()
-                bits += [bits_per_dimension(log_prob, crops[0].numel()).item() for log_prob in flow(crops)[:, None]]
-        total = summed({"bits": sum(bits), "images": len(bits)}, run.device)
-        return {"bits_per_dimension": float(total["bits"] / total["images"])}
-
-    @torch.no_grad()
-    def draw(flow, path):
-        with same_noise(run.device):
-            drawn = flow.sample(recipe.sampled_images, recipe.crop_size, recipe.crop_size)
-        save_samples(path, drawn, columns=math.ceil(math.sqrt(recipe.sampled_images)))
-
+    validate = likelihood_validation(val_set, recipe.batch_size, run)
     if not run.resume:
         print(f"before training: {validate(flow.eval())['bits_per_dimension']:.3f} bits per dimension")
     figures = {"best": "bits_per_dimension", "lower_is_better": ("bits_per_dimension",)}
-    return fit(loss, state, train_set, recipe, run, validate, draw=draw, **figures)
+    draw = samples_picture(recipe.sampled_images, recipe.crop_size, run)
+    return fit(likelihood_step(), state, train_set, recipe, run, validate, draw=draw, **figures)
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ from engine.recipe import Recipe, read_recipe
 from engine.run import choose_device
 from engine.step import Update
 from labels import IGNORE, OUTLIER
-from ldn_streethazards_finetune import LadderRecipe
+from ldn_streethazards_finetune import LadderNegativesRecipe
 from losses import dense_hybrid_loss, pixel_counts
-from methods import RealNegativesRecipe
+from methods import LadderRecipe, RealNegativesRecipe
 from models import backbone_slower, deeplabv3plus, fast_inference, ladder_densenet121, segmenter
 from segmenter_coco20_finetune import SegmenterNegativesRecipe
 
@@ -178,7 +178,7 @@ class Sizes:
 ldn = partial(
     TrainingStep,
     script="ldn_streethazards_finetune",
-    recipe_type=LadderRecipe,
+    recipe_type=LadderNegativesRecipe,
     network=ladder_densenet121,
     num_classes=12,
     plainly=always_checkpointing,

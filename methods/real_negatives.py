@@ -1,4 +1,4 @@
-"""Negatives from photographs: where they come from."""
+"""Negatives cut from photographs of other things: ADE20K, or any folder of images (DenseHybrid, ECCV 2022)."""
 
 import argparse
 from collections.abc import Collection
@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from data import ADE20K, ImageFolder
+from data import ADE20K, ImageFolder, MaskedPatches
 from engine import add_size_flag
 from engine.flags import whole_number
 from errors import WrongInput
+from methods.recipes import RealNegativesRecipe
 
 
 def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
@@ -34,7 +35,21 @@ def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExc
     return group
 
 
-def photographs_of_negatives(
+def real_negatives(
+    args: argparse.Namespace, recipe: RealNegativesRecipe, rare_below: int | None = None
+) -> MaskedPatches:
+    """Patches of the images that the flags of add_negative_flags, and --cache, name.
+
+    rare_below  as in MaskedPatches: of label ids only those with fewer pixels than this are pasted; None: of all
+    """
+    images = negative_images(
+        args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache, args.max_pixels
+    )
+    sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
+    return MaskedPatches(images, *sizes, rare_below, args.neg_leave_out, recipe.negative_antialias)
+
+
+def negative_images(
     ade20k: str | None = None,
     images: str | None = None,
     masks: str | None = None,

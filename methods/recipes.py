@@ -1,4 +1,4 @@
-"""The numbers of the fine-tunings with negatives; recipes.yaml says what each is."""
+"""The numbers of the papers' trainings; recipes.yaml says what each is. What one script alone has, it adds."""
 
 from dataclasses import dataclass
 
@@ -74,3 +74,31 @@ class FlowRecipe(HybridRecipe):
             f"patch_sides up to {largest} are larger than crop_size {self.crop_size}: a negative patch must fit into "
             "the training crop; raise crop_size, or lower them, as with --patch_sides 16 32 8",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRecipe(Recipe):
+    """The numbers of any training of LDN-121."""
+
+    adam_eps: float
+    backbone_lr_factor: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "adam_eps")
+        require(
+            0 < self.backbone_lr_factor <= 1, f"backbone_lr_factor {self.backbone_lr_factor} must be over 0, at most 1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterRecipe(Recipe):
+    """The numbers of any training of Segmenter."""
+
+    heads: int
+    window: int
+    window_stride: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "heads", "window", "window_stride")

@@ -11,6 +11,8 @@ from models.inference import fast_inference
 from models.ladder_densenet import backbone_slower, ladder_densenet121
 from models.segmenter import ReleasedScoring, segmenter
 from models.weights import (
+    NVIDIA_SOURCE,
+    NVIDIA_WEIGHTS,
     SEGMENTER_DATASET_HEADS,
     has_dataset_head,
     load_imagenet_densenet121,
@@ -22,6 +24,8 @@ from models.weights import (
 )
 
 __all__ = [
+    "NVIDIA_SOURCE",
+    "NVIDIA_WEIGHTS",
     "SEGMENTER_DATASET_HEADS",
     "ReleasedScoring",
     "backbone_slower",

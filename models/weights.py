@@ -29,6 +29,11 @@ IMAGENET_VIT = (
     "expected is vit_base_p16_384.pth, ViT-B/16 trained on ImageNet at 384x384: "
     "https://drive.google.com/file/d/1AlCpbDZhFiZ99teZKXu80OnskWagnvw4/view"
 )
+NVIDIA_WEIGHTS = "cityscapes_cv0_wideresnet38_nosdcaug.pth"
+NVIDIA_SOURCE = (
+    "NVIDIA's Cityscapes weights are at drive.google.com/file/d/1CKB7gpcPLgDLA7LuFJc46rYcNzF3aWzH/view: "
+    "put them into the working directory, or give their place with --init FILE"
+)
 IMAGENET_VIT_GRID = 24  # 384 pixels in patches of 16
 CLASS_KEYS = {  # a tensor in the weights whose first dimension is the number of classes
     "ldn121": "logits.conv.weight",

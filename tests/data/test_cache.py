@@ -35,7 +35,7 @@ from data import (
 from engine.loader import SeededSamples, batches, training_loader
 from errors import message_of
 from labels import IGNORE, OUTLIER
-from methods import photographs_of_negatives
+from methods import negative_images
 from tests.support.layouts import ade20k_photograph, make, noise, pair, street_frame
 from tests.support.samples import MEAN, smooth_noise
 
@@ -347,7 +347,7 @@ SETS = {
     "anomaly-track": AnomalyTrack,
     "obstacle-track": ObstacleTrack,
     "road-anomaly": RoadAnomaly,
-    "ade20k, as negatives": lambda root, cache: photographs_of_negatives(root, cache=cache),
+    "ade20k, as negatives": lambda root, cache: negative_images(root, cache=cache),
 }
 
 
@@ -365,10 +365,10 @@ def test_photographs_of_negatives_are_kept_with_and_without_label_maps(tmp_path,
     pair(tmp_path, "pictures/a.png", "masks/a.png", np.full((30, 40), 5, np.uint8))
     given = {"images": tmp_path / "pictures", "cache": tmp_path / "cache"}
     read = decodes(monkeypatch)
-    with_masks = photographs_of_negatives(masks=tmp_path / "masks", **given)
+    with_masks = negative_images(masks=tmp_path / "masks", **given)
     for _ in range(2):
         assert_same(with_masks[0], ImageFolder(tmp_path / "pictures", masks=tmp_path / "masks")[0])
-    without = photographs_of_negatives(**given)
+    without = negative_images(**given)
     assert without[0][1].unique().tolist() == [0]
     assert read == ["a.png", "a.png"] + ["a.png", "a.png"] * 2 + ["a.png"]  # without label maps it may be turned
 
@@ -376,7 +376,7 @@ def test_photographs_of_negatives_are_kept_with_and_without_label_maps(tmp_path,
 def test_street_scenes_with_negatives_are_the_same_from_copies(street_hazards, ade20k, tmp_path):
     def samples(cache):
         transform = train_transform(40, (0.5, 2.0), MEAN, with_content=True)
-        negatives = MaskedPatches(photographs_of_negatives(ade20k, cache=cache), 48, 32)
+        negatives = MaskedPatches(negative_images(ade20k, cache=cache), 48, 32)
         return SeededSamples(WithNegatives(streets(street_hazards, cache, transform), negatives), 5)
 
     plain, kept = samples(None), samples(tmp_path)

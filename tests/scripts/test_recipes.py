@@ -10,8 +10,8 @@ import yaml
 
 from engine.recipe import RECIPES, read_recipe
 from engine.run import argument_parser, run_script, start_run
-from ldn_streethazards import ClosedSetRecipe
-from ldn_streethazards_finetune import LadderRecipe
+from ldn_streethazards_finetune import LadderNegativesRecipe
+from methods import LadderRecipe
 from tests.support.parsers import recipe_type_of
 from tests.support.tiny import CPU
 
@@ -49,17 +49,18 @@ def test_every_block_reads_into_the_recipe_of_its_script(block):
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_recipe_key_is_used_by_its_script_or_by_the_training_loop(block):
     files = [f"{block}.py", "engine/train.py", "engine/step.py", "engine/run.py"]
-    files += ["methods/flow_negatives.py"] if "trained_along" in (PROJECT / f"{block}.py").read_text() else []
+    if "finetune" in block:
+        files += ["methods/dense_hybrid.py", f"methods/{'flow' if 'flow' in block else 'real'}_negatives.py"]
     text = "".join((PROJECT / file).read_text() for file in files)
     for field in dataclasses.fields(recipe_type_of(block)):
         assert re.search(rf"\brecipe\.{field.name}\b", text), field.name
 
 
 def test_the_numbers_of_the_streethazards_recipes_are_the_releases():
-    closed, _ = read_recipe("ldn_streethazards", ClosedSetRecipe, {})
+    closed, _ = read_recipe("ldn_streethazards", LadderRecipe, {})
     assert (closed.lr, closed.lr_min, closed.epochs, closed.batch_size) == (4e-4, 1e-7, 120, 16)
     assert (closed.crop_size, closed.scale, closed.backbone_lr_factor, closed.adam_eps) == (768, (0.5, 2), 0.25, 1e-7)
-    hybrid, _ = read_recipe("ldn_streethazards_finetune", LadderRecipe, {})
+    hybrid, _ = read_recipe("ldn_streethazards_finetune", LadderNegativesRecipe, {})
     assert (hybrid.lr, hybrid.lr_min, hybrid.epochs, hybrid.batch_size) == (1e-5, 1e-7, 40, 12)
     assert (hybrid.beta, hybrid.negative_resize, hybrid.negative_size) == (0.03, 384, 384)
     assert closed.schedule == hybrid.schedule == "cosine"
@@ -69,21 +70,21 @@ def test_the_numbers_of_the_streethazards_recipes_are_the_releases():
 def test_an_unknown_key_in_the_file_is_refused_by_name(tmp_path):
     path = changed_block(tmp_path, momentum=0.9)
     with pytest.raises(ValueError, match=r"momentum is not a recipe key of ldn_streethazards_finetune.*lr_min"):
-        read_recipe("ldn_streethazards_finetune", LadderRecipe, {}, path)
+        read_recipe("ldn_streethazards_finetune", LadderNegativesRecipe, {}, path)
 
 
 def test_a_missing_key_is_named(tmp_path):
     path = changed_block(tmp_path, beta=None, crop_size=None)
     with pytest.raises(ValueError, match=r"recipes.yaml, block ldn_streethazards_finetune: crop_size, beta missing"):
-        read_recipe("ldn_streethazards_finetune", LadderRecipe, {}, path)
+        read_recipe("ldn_streethazards_finetune", LadderNegativesRecipe, {}, path)
 
 
 def test_a_missing_block_and_an_unknown_source_are_named(tmp_path):
     path = yaml_file(tmp_path, "ldn_streethazards:\n  theirs: {lr: 1}\n")
     with pytest.raises(ValueError, match=r"has no block walk; it has ldn_streethazards"):
-        read_recipe("walk", ClosedSetRecipe, {}, path)
+        read_recipe("walk", LadderRecipe, {}, path)
     with pytest.raises(ValueError, match=r"'theirs' is neither 'release' nor 'ours'"):
-        read_recipe("ldn_streethazards", ClosedSetRecipe, {}, path)
+        read_recipe("ldn_streethazards", LadderRecipe, {}, path)
 
 
 @pytest.mark.parametrize(
@@ -96,12 +97,12 @@ def test_a_missing_block_and_an_unknown_source_are_named(tmp_path):
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_in_the_file_is_refused(tmp_path, key, value):
     with pytest.raises(ValueError, match=rf"^{key}: .* is not "):
-        read_recipe("ldn_streethazards_finetune", LadderRecipe, {}, changed_block(tmp_path, **{key: value}))
+        read_recipe("ldn_streethazards_finetune", LadderNegativesRecipe, {}, changed_block(tmp_path, **{key: value}))
 
 
 def test_yaml_that_writes_a_number_as_a_word_is_understood(tmp_path):
     path = yaml_file(tmp_path, RECIPES.read_text().replace("4.0e-4", "4e-4"))  # without its point, a string in YAML
-    assert read_recipe("ldn_streethazards", ClosedSetRecipe, {}, path)[0].lr == 4e-4
+    assert read_recipe("ldn_streethazards", LadderRecipe, {}, path)[0].lr == 4e-4
 
 
 @pytest.mark.parametrize(
@@ -115,17 +116,20 @@ def test_yaml_that_writes_a_number_as_a_word_is_understood(tmp_path):
 )  # fmt: skip
 def test_a_number_out_of_its_range_is_refused(key, value):
     with pytest.raises(ValueError, match=rf"^{key} "):
-        read_recipe("ldn_streethazards_finetune", LadderRecipe, {key: value})
+        read_recipe("ldn_streethazards_finetune", LadderNegativesRecipe, {key: value})
 
 
 def test_a_negative_as_large_as_the_crop_is_allowed():
-    assert read_recipe("ldn_streethazards_finetune", LadderRecipe, {"negative_size": "768"})[0].negative_size == 768
+    assert (
+        read_recipe("ldn_streethazards_finetune", LadderNegativesRecipe, {"negative_size": "768"})[0].negative_size
+        == 768
+    )
 
 
 # The start of a run
 
 
-def started(*argv, recipe_type=LadderRecipe, script="ldn_streethazards_finetune"):
+def started(*argv, recipe_type=LadderNegativesRecipe, script="ldn_streethazards_finetune"):
     return start_run(argument_parser("A test."), recipe_type, f"{script}.py", ["--exp_name", "tried", *argv])
 
 
@@ -207,7 +211,7 @@ def test_resume_with_another_recipe_or_seed_names_the_key_and_both_values(in_tmp
     with pytest.raises(ValueError, match=r"epochs was 40 and is 3; seed was 0 and is 4;"):
         started("--resume", "--lr", "0.002", "--epochs", "3", "--seed", "4")
     with pytest.raises(ValueError, match=r"script was 'ldn_streethazards_finetune' and is 'ldn_streethazards';"):
-        started("--resume", "--lr", "0.002", recipe_type=ClosedSetRecipe, script="ldn_streethazards")
+        started("--resume", "--lr", "0.002", recipe_type=LadderRecipe, script="ldn_streethazards")
 
 
 def test_our_own_errors_end_a_script_with_one_line(in_tmp):

@@ -19,7 +19,7 @@ from engine import Run, Step, closed_set_figures, fit, run_script
 from engine.processes import rank
 from engine.run import choose_device
 from losses import dense_hybrid_loss, pixel_counts
-from methods import RealNegativesRecipe, photographs_of_negatives
+from methods import RealNegativesRecipe, negative_images
 
 NUMBERS = {
     "lr": 0.05, "lr_min": 0.0, "schedule": "cosine", "epochs": 2, "batch_size": 4, "drop_last": False,
@@ -63,7 +63,7 @@ def train(world, negatives, folder, resume=False, dies_at=None, norm=FrozenNorm,
     run = Run(Path(folder), device, seed=5, workers=0, resume=resume, compile=False, record=record)
     torch.manual_seed(run.seed)
     transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
-    patches = MaskedPatches(photographs_of_negatives(negatives, None, None, []), recipe.negative_resize,
+    patches = MaskedPatches(negative_images(negatives, None, None, []), recipe.negative_resize,
                             recipe.negative_size, recipe.negative_scale)  # fmt: skip
     dataset = WithNegatives(StreetHazards(world, "training", transform), patches)
     validation = StreetHazards(world, "validation")
