@@ -89,8 +89,8 @@ def extended(tmp_path_factory):
     for room in ("data", "demo", "engine", "losses", "methods", "metrics", "models", "tools"):
         shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     own = [*PROJECT.glob("*.py"), *PROJECT.glob("*.yaml"), PROJECT / "pyproject.toml"]
-    tests = ("conftest", "support/parsers", "support/tiny", "scripts/test_recipes", "test_rooms")
-    own += [PROJECT / "tests" / f"{name}.py" for name in tests]
+    tests = ("conftest.py", "support/*.py", "golden/fill.py", "scripts/test_recipes.py", "test_rooms.py")
+    own += [path for pattern in tests for path in (PROJECT / "tests").glob(pattern)]
     for path in own:
         (copy / path.relative_to(PROJECT)).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(path, copy / path.relative_to(PROJECT))
