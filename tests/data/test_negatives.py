@@ -19,7 +19,6 @@ from data import (
 from data.negatives import permitted_places, place_negative, random_rectangle, two_ids
 from engine.loader import batches, to_device, training_loader
 from labels import IGNORE, OUTLIER
-from methods import negative_images
 from tests.support.samples import MEAN, Pictures, ramp, smooth_noise
 
 CPU = torch.device("cpu")
@@ -277,16 +276,6 @@ def test_where_all_ids_are_left_out_nothing_is_pasted():
 def test_an_id_to_leave_out_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"--neg_leave_out 256: label ids lie in 0..255"):
         MaskedPatches(Pictures(), 60, 30, leave_out=(0, 256))
-
-
-def test_masks_without_images_are_refused():
-    with pytest.raises(ValueError, match="--neg_masks m are the label maps of --neg_images, which is missing"):
-        negative_images("ade", None, "m")
-
-
-def test_ids_to_leave_out_of_images_without_label_maps_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"--neg_leave_out 0 3: there are no label maps.*--neg_masks"):
-        negative_images(None, str(tmp_path), None, [0, 3])
 
 
 def test_masks_of_a_patch_keep_to_rare_ids_where_asked():

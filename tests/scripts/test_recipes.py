@@ -120,10 +120,8 @@ def test_a_number_out_of_its_range_is_refused(key, value):
 
 
 def test_a_negative_as_large_as_the_crop_is_allowed():
-    assert (
-        read_recipe("ldn_streethazards_finetune", LadderNegativesRecipe, {"negative_size": "768"})[0].negative_size
-        == 768
-    )
+    recipe, _ = read_recipe("ldn_streethazards_finetune", LadderNegativesRecipe, {"negative_size": "768"})
+    assert recipe.negative_size == 768
 
 
 # The start of a run
