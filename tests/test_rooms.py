@@ -45,6 +45,13 @@ def test_imports_run_one_way(room):
             assert not wrong, f"{name(path)} imports {wrong}; {room} may import {MAY_IMPORT[room] | {room}}"
 
 
+def test_a_training_takes_its_losses_from_the_methods():
+    """So that another loss for negatives is a change of one file, of losses or of methods"""
+    for script in SCRIPTS:
+        if not script.startswith("evaluate_"):
+            assert "losses" not in imported(PROJECT / f"{script}.py"), script
+
+
 def test_the_ground_floor_imports_nothing_of_ours():
     for ground in GROUND:
         assert not imported(PROJECT / f"{ground}.py") & OURS, ground

@@ -12,16 +12,12 @@ from engine import Run
 from engine.recipe import read_recipe
 from labels import IGNORE, OUTLIER
 from methods import FlowNegatives, FlowRecipe
-from models.denseflow import DenseFlow
 from tests.golden.fill import golden_state_dict
+from tests.support.networks import small_flow
 from tests.support.stand_ins import put_in_place
 
 CPU = torch.device("cpu")
 SIDES = {"patch_sides": [8, 16, 8], "crop_size": 24}
-
-
-def small_flow(checkpointing=False):
-    return DenseFlow((2, 2, 1), (1, 1, 1), growth=2, width=4, dense_layers=2, checkpointing=checkpointing)
 
 
 @pytest.fixture

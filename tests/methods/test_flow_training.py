@@ -11,15 +11,15 @@ from torch import nn
 from benchmarks import plain_denseflow
 from engine import Run
 from methods import Warmup, likelihood_step, likelihood_validation, samples_picture
-from models.denseflow import DenseFlow
 from tests.golden.fill import golden_state_dict
+from tests.support.networks import small_flow
 
 RUN = Run(Path("run"), torch.device("cpu"), record={})
 
 
 @pytest.fixture(scope="module")
 def flow():
-    small = DenseFlow((2, 2, 1), (1, 1, 1), growth=2, width=4, dense_layers=2)
+    small = small_flow()
     small.load_state_dict(golden_state_dict(small.state_dict(), gain=0.3))
     return small.eval()
 
