@@ -49,6 +49,7 @@ class LabelledImages(Dataset):
     """
 
     table: Tensor
+    num_classes: int  # of data sets of known classes
     image_modes = ("RGB", "RGBA")
     max_pixels = MAX_PIXELS
 

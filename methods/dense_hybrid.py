@@ -34,8 +34,10 @@ def hybrid_step(recipe: HybridRecipe, paste: Callable[..., tuple[Tensor, Tensor]
     ignored_are_inliers = recipe.ignored_are_inliers  # the loss and the divisors of its terms must agree on it
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor, counts: dict) -> dict[str, Tensor]:
+        class_logits, dataset_logits = model(images)
         return dense_hybrid_loss(
-            *model(images),
+            class_logits,
+            dataset_logits,
             labels,
             beta=recipe.beta,
             counts=counts,

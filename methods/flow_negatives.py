@@ -65,7 +65,8 @@ class FlowNegatives:
         pasted, pasted_labels, corners = paste_at_random(images, labels, patches, content)
         with frozen(model):
             class_logits, _ = model(pasted)
-        covered = cut_out(images, corners, patches.shape[2:])
+        height, width = patches.shape[2:]
+        covered = cut_out(images, corners, (height, width))
         return synthetic_negatives_loss(
             class_logits,
             pasted_labels == OUTLIER,

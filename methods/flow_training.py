@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from engine import Run, Step, batches, evaluation_loader, same_noise, save_samples, to_device
 from engine.processes import rank, summed, world_size
 from losses import bits_per_dimension
+from models.denseflow import DenseFlow
 
 
 class Warmup:
@@ -51,11 +52,11 @@ def likelihood_validation(val_set: Dataset, batch_size: int, run: Run) -> Callab
     return validate
 
 
-def samples_picture(count: int, side: int, run: Run) -> Callable[[nn.Module, Path], None]:
+def samples_picture(count: int, side: int, run: Run) -> Callable[[DenseFlow, Path], None]:
     """A square sheet of samples of side x side pixels, as fit's `draw` wants it."""
 
     @torch.no_grad()
-    def save_picture(flow: nn.Module, path: Path) -> None:
+    def save_picture(flow: DenseFlow, path: Path) -> None:
         with same_noise(run.device):
             save_samples(path, flow.sample(count, side, side), columns=math.ceil(math.sqrt(count)))
 

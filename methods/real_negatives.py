@@ -71,4 +71,7 @@ def negative_images(
             f"--neg_leave_out {' '.join(map(str, leave_out))}: there are no label maps to find these ids in; give them "
             f"with --neg_masks, or leave nothing out of {images}"
         )
-    return ImageFolder(images, None, masks, cache, max_pixels) if images else ADE20K(ade20k, cache=cache)
+    if images:
+        return ImageFolder(images, None, masks, cache, max_pixels)
+    assert ade20k, "ADE20K's folder or one of images: add_negative_flags asks for either"
+    return ADE20K(ade20k, cache=cache)
