@@ -25,8 +25,8 @@ def main(argv=None):
 
     # Known streets, and a source of patches of unknown things.
     transform = train_transform(recipe.crop_size, recipe.scale, Cityscapes.mean_colour)
-    train_set = Cityscapes(args.dataroot, "train", transform, args.cache)
-    val_set = Cityscapes(args.dataroot, "val", cache=args.cache)
+    train_set = Cityscapes(args.dataroot, "train", transform, args.cache, args.max_pixels)
+    val_set = Cityscapes(args.dataroot, "val", cache=args.cache, max_pixels=args.max_pixels)
     negatives = real_negatives(args, recipe)
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).

@@ -36,10 +36,16 @@ from models import (
 )
 
 DATASETS = {  # data set -> how it is opened, its usual network
-    "cityscapes": (lambda args: Cityscapes(args.dataroot, "val"), "deeplabv3plus"),
-    "street-hazards": (lambda args: StreetHazards(args.dataroot, "validation"), "ldn121"),
+    "cityscapes": (lambda args: Cityscapes(args.dataroot, "val", max_pixels=args.max_pixels), "deeplabv3plus"),
+    "street-hazards": (lambda args: StreetHazards(args.dataroot, "validation", max_pixels=args.max_pixels), "ldn121"),
     "coco20": (
-        lambda args: COCO20(args.dataroot, "validation", workers=args.workers, list_folder=args.folder),
+        lambda args: COCO20(
+            args.dataroot,
+            "validation",
+            workers=args.workers,
+            list_folder=args.folder,
+            max_pixels=args.max_pixels,
+        ),
         "segmenter",
     ),
 }

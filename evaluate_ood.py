@@ -68,7 +68,7 @@ class Benchmark:
     """A data set, the classes that its network knows, and how its figures are taken."""
 
     title: str
-    open: Callable[[str], Dataset]
+    open: Callable[..., Dataset]  # of its folder and max_pixels
     known: type  # the data set that the network was trained on
     network: str
     pooled: bool
@@ -108,7 +108,7 @@ BENCHMARKS = {
         ObstacleTrack.component_sizes,
     ),
     "street-hazards": Benchmark(
-        "StreetHazards test", lambda root: StreetHazards(root, "test"), StreetHazards, "ldn121", False
+        "StreetHazards test", lambda root, **read: StreetHazards(root, "test", **read), StreetHazards, "ldn121", False
     ),
 }
 
@@ -154,7 +154,7 @@ def main(argv=None):
     benchmark = BENCHMARKS[args.dataset]
     network = args.network or benchmark.network
     num_classes = number_of_classes(args.params, network) if network in CLASS_KEYS else benchmark.known.num_classes
-    test_set = benchmark.open(args.dataroot)
+    test_set = benchmark.open(args.dataroot, max_pixels=args.max_pixels)
     if not has_outliers(test_set):
         print(NO_OUTLIERS.format(dataroot=args.dataroot))
     hybrid = has_dataset_head(args.params)

@@ -92,7 +92,8 @@ def main(argv=None):
     if args.released_scoring:
         model = ReleasedScoring(model)
     with main_process_first():
-        dataset = COCO20(args.dataroot, "validation", workers=args.workers, list_folder=args.folder)
+        lists = {"workers": args.workers, "list_folder": args.folder}
+        dataset = COCO20(args.dataroot, "validation", **lists, max_pixels=args.max_pixels)
     if not has_outliers(dataset):
         raise WrongInput(NO_OUTLIERS.format(dataroot=args.dataroot))
     record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.model, device, precision)

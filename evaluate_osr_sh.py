@@ -80,7 +80,7 @@ def main(argv=None):
             f"--score {score_name}: {args.model} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
     require_same_weights(args.folder, args.model)
-    towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
+    towns = {town: StreetHazards(args.dataroot, town, max_pixels=args.max_pixels) for town in TOWNS}
     for town, dataset in towns.items():
         if not has_outliers(dataset):
             raise WrongInput(NO_OUTLIERS.format(town=town))

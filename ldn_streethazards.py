@@ -27,8 +27,8 @@ def main(argv=None):
 
     # Known streets.
     transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
-    train_set = StreetHazards(args.dataroot, "training", transform, args.cache)
-    val_set = StreetHazards(args.dataroot, "validation", cache=args.cache)
+    train_set = StreetHazards(args.dataroot, "training", transform, args.cache, args.max_pixels)
+    val_set = StreetHazards(args.dataroot, "validation", cache=args.cache, max_pixels=args.max_pixels)
 
     # A network of which only the backbone is trained already.
     require_two_at_once(len(train_set), recipe)

@@ -38,8 +38,8 @@ def main(argv=None):
 
     # Known streets, and a source of patches of unknown things.
     transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
-    train_set = StreetHazards(args.dataroot, "training", transform, args.cache)
-    val_set = StreetHazards(args.dataroot, "validation", cache=args.cache)
+    train_set = StreetHazards(args.dataroot, "training", transform, args.cache, args.max_pixels)
+    val_set = StreetHazards(args.dataroot, "validation", cache=args.cache, max_pixels=args.max_pixels)
     negatives = real_negatives(args, recipe)
 
     # A closed-set model with a new head for P(d_out | x).

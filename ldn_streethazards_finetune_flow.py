@@ -33,8 +33,8 @@ def main(argv=None):
 
     # Known streets.
     transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
-    train_set = StreetHazards(args.dataroot, "training", transform, args.cache)
-    val_set = StreetHazards(args.dataroot, "validation", cache=args.cache)
+    train_set = StreetHazards(args.dataroot, "training", transform, args.cache, args.max_pixels)
+    val_set = StreetHazards(args.dataroot, "validation", cache=args.cache, max_pixels=args.max_pixels)
 
     # A closed-set model with a new head for P(d_out | x).
     require_two_at_once(len(train_set), recipe)

@@ -53,7 +53,8 @@ def main(argv=None):
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
     # Photographs of known things.
-    lists = {"workers": run.workers, "list_folder": run.folder.parent, "cache": args.cache}
+    lists = {"workers": run.workers, "list_folder": run.folder.parent}
+    lists |= {"cache": args.cache, "max_pixels": args.max_pixels}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
     with main_process_first():  # it scans the label maps and keeps lists of them
         train_set = COCO20(args.dataroot, "training", transform, **lists)

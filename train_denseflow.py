@@ -16,7 +16,6 @@ from torch.utils.data import Subset
 from data import COCO20, Cityscapes, ImageFolder, StreetHazards, filled_transform
 from engine import (
     Recipe,
-    add_size_flag,
     argument_parser,
     fit,
     main_process_first,
@@ -29,10 +28,10 @@ from methods import Warmup, likelihood_step, likelihood_validation, samples_pict
 from models import denseflow_25_6, load_weights
 
 DATASETS = {
-    "cityscapes": lambda root, transform, run, cache: Cityscapes(root, "train", transform, cache),
-    "street-hazards": lambda root, transform, run, cache: StreetHazards(root, "training", transform, cache),
-    "coco20": lambda root, transform, run, cache: COCO20(
-        root, "training", transform, run.workers, run.folder.parent, cache
+    "cityscapes": lambda root, transform, run, read: Cityscapes(root, "train", transform, **read),
+    "street-hazards": lambda root, transform, run, read: StreetHazards(root, "training", transform, **read),
+    "coco20": lambda root, transform, run, read: COCO20(
+        root, "training", transform, run.workers, run.folder.parent, **read
     ),
 }
 HELD_OUT = 20  # one image in so many is kept for validation
@@ -64,7 +63,6 @@ def main(argv=None):
     parser = argument_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", help="a folder with images, at any depth")
-    add_size_flag(parser, "--images")
     source.add_argument("--dataset", choices=list(DATASETS), help="train on the training images of this data set")
     parser.add_argument("--dataroot", help="the data set's folder")
     parser.add_argument("--flow_state", default="none", help="weights to start from (default none)")
@@ -73,11 +71,12 @@ def main(argv=None):
         parser.error("--dataset and --dataroot go together")
 
     transform = filled_transform(recipe.crop_size, recipe.scale)
+    read = {"cache": args.cache, "max_pixels": args.max_pixels}
     if args.dataset:
         with main_process_first():  # it may scan the data set and keep a list of it
-            images = DATASETS[args.dataset](args.dataroot, transform, run, args.cache)
+            images = DATASETS[args.dataset](args.dataroot, transform, run, read)
     else:
-        images = ImageFolder(args.images, transform, cache=args.cache, max_pixels=args.max_pixels)
+        images = ImageFolder(args.images, transform, **read)
     held_out = range(0, len(images), HELD_OUT)
     train_set = Subset(images, sorted({*range(len(images))} - {*held_out}))
     val_set = Subset(images, held_out[: recipe.validation_images])

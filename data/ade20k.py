@@ -12,7 +12,13 @@ class ADE20K(LabelledImages):
     mean_colour = (107, 117, 120)  # 0..255
     table = label_table({label: label for label in range(151)})
 
-    def __init__(self, root: str | Path, split: str = "training", cache: str | Path | None = None):
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "training",
+        cache: str | Path | None = None,
+        max_pixels: int | None = None,
+    ):
         root = Path(root)
         pairs = pair_files(
             root / "images" / split,
@@ -20,4 +26,4 @@ class ADE20K(LabelledImages):
             hint="--neg_dataroot is the folder ADEChallengeData2016, which holds images/ and annotations/",
             image_pattern="*.jpg",
         )
-        super().__init__(root, pairs, cache=cache)
+        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)

@@ -45,7 +45,12 @@ class Cityscapes(LabelledImages):
     )
 
     def __init__(
-        self, root: str | Path, split: str, transform: Transform | None = None, cache: str | Path | None = None
+        self,
+        root: str | Path,
+        split: str,
+        transform: Transform | None = None,
+        cache: str | Path | None = None,
+        max_pixels: int | None = None,
     ):
         root = Path(root)
         pairs = pair_files(
@@ -55,4 +60,4 @@ class Cityscapes(LabelledImages):
             image_pattern="*_leftImg8bit.png",
             label_suffix="_gtFine_labelIds.png",
         )
-        super().__init__(root, pairs, transform, cache)
+        super().__init__(root, pairs, transform, cache, max_pixels)

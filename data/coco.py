@@ -5,10 +5,12 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
+from data.decoding import MAX_PIXELS
 from data.files import LabelledImages, label_table, pair_files, read_labels
 from data.transforms import Transform
 from errors import LostProcess, MissingFile, WrongInput
@@ -87,6 +89,7 @@ class COCO20(LabelledImages):
         workers: int = 0,
         list_folder: str | Path | None = None,
         cache: str | Path | None = None,
+        max_pixels: int | None = None,
     ):
         if split not in FOLDERS:
             raise WrongInput(f"COCO20 has no split {split!r}; choose one of {', '.join(FOLDERS)}")
@@ -95,8 +98,8 @@ class COCO20(LabelledImages):
         pairs = pair_files(images, maps, HINT, image_pattern="*.jpg")
         check_names(root / "labels.txt")
         folders = [root] if list_folder is None else [root, Path(list_folder)]
-        fitting = set(fitting_maps(maps, [path for _, path in pairs], split, workers, folders))
-        super().__init__(root, [pair for pair in pairs if pair[1] in fitting], transform, cache)
+        fitting = set(fitting_maps(maps, [path for _, path in pairs], split, workers, folders, max_pixels))
+        super().__init__(root, [pair for pair in pairs if pair[1] in fitting], transform, cache, max_pixels)
         if split in KNOWN_ONLY:
             self.table = self.table.masked_fill(self.table == OUTLIER, IGNORE)
 
@@ -118,7 +121,9 @@ def check_names(path: Path) -> None:
             )
 
 
-def fitting_maps(root: Path, maps: list[Path], split: str, workers: int, folders: list[Path]) -> list[Path]:
+def fitting_maps(
+    root: Path, maps: list[Path], split: str, workers: int, folders: list[Path], max_pixels: int | None = None
+) -> list[Path]:
     """Those of the label maps below root that fit the split: from a list in one of the folders, else by a scan.
 
     The scan's list is kept in the first of the folders that can be written.
@@ -129,7 +134,7 @@ def fitting_maps(root: Path, maps: list[Path], split: str, workers: int, folders
         listed = read_list(file, names, split)
         if listed is not None:
             return [root / name for name in listed]
-    fits = scan(maps, split, workers)
+    fits = scan(maps, split, workers, max_pixels)
     listed = [name for name, fit in zip(names, fits, strict=True) if fit]
     if not listed:
         raise WrongInput(
@@ -179,13 +184,14 @@ def write_list(files: list[Path], text: str) -> None:
     print(f"the label maps will be scanned again next time: make {files[0].parent} writable to keep the list")
 
 
-def scan(maps: list[Path], split: str, workers: int) -> list[bool]:
+def scan(maps: list[Path], split: str, workers: int, max_pixels: int | None = None) -> list[bool]:
     """Whether each label map fits the split."""
     print(f"scanning {len(maps)} label maps for the {split} photographs of COCO20")
     pool = ProcessPoolExecutor(workers, initializer=leave_interrupts_to_the_main_process) if workers else None
     fits = []
     try:
-        found = pool.map(things_in, maps, chunksize=CHUNK) if pool else map(things_in, maps)
+        look = partial(things_in, max_pixels=max_pixels or MAX_PIXELS)
+        found = pool.map(look, maps, chunksize=CHUNK) if pool else map(look, maps)
         for things in tqdm(found, "scanning", len(maps), leave=False, dynamic_ncols=True, disable=None):
             if isinstance(things, Exception):
                 raise things
@@ -201,13 +207,13 @@ def scan(maps: list[Path], split: str, workers: int) -> list[bool]:
     return fits
 
 
-def things_in(path: Path) -> tuple[bool, bool] | Exception:
+def things_in(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[bool, bool] | Exception:
     """Whether a label map has pixels of known classes, and of unknown things.
 
     An error of the file is returned, so that it is raised in the main process, without another's traceback.
     """
     try:
-        labels = read_labels(path, COCO20.table).numpy()  # NumPy: torch's threads do not survive a fork
+        labels = read_labels(path, COCO20.table, max_pixels).numpy()  # NumPy: torch's threads do not survive a fork
     except (OSError, ValueError) as error:
         return error
     return bool((labels < COCO20.num_classes).any()), bool((labels == OUTLIER).any())

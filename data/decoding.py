@@ -79,7 +79,7 @@ def read_picture(path: Path, decoded: bool = True, max_pixels: int = MAX_PIXELS)
         image.close()
         raise NotRead(
             f"{path} claims {size} pixels, more than the {max_pixels:,} that are read; shrink it or cut it into parts, "
-            "or raise the limit (--max_pixels, where the script has it)"
+            "or raise the limit with --max_pixels"
         )
     return image, content
 

@@ -42,16 +42,15 @@ class LabelledImages(Dataset):
     """Samples (image uint8 (3, H, W), labels uint8 (H, W), name) of pairs of files: what the data sets share.
 
     What the transform returns besides image and labels stands between labels and name. A data set gives its `table`
-    (see read_labels), its pairs, and `image_modes` where it takes other than RGB. `max_pixels` may be set to read
-    larger pictures.
+    (see read_labels), its pairs, and `image_modes` where it takes other than RGB.
 
-    cache   a folder for decoded copies of the files, from which later visits read their rows (see data/cache.py)
+    cache       a folder for decoded copies of the files, from which later visits read their rows (see data/cache.py)
+    max_pixels  of the largest picture that is read, a larger one is an error; None: data.decoding.MAX_PIXELS
     """
 
     table: Tensor
     num_classes: int  # of data sets of known classes
     image_modes = ("RGB", "RGBA")
-    max_pixels = MAX_PIXELS
 
     def __init__(
         self,
@@ -59,8 +58,10 @@ class LabelledImages(Dataset):
         pairs: list[tuple[Path, Path]],
         transform: Transform | None = None,
         cache: str | Path | None = None,
+        max_pixels: int | None = None,
     ):
         self.root, self.pairs, self.transform, self.cache = root, pairs, transform, cache
+        self.max_pixels = max_pixels or MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -5,6 +5,7 @@ Labels are 0 for an inlier of whatever class, OUTLIER and IGNORE.
 
 from pathlib import Path
 
+from data.decoding import MAX_PIXELS
 from data.files import LabelledImages, label_table, pair_files, read_labels
 from errors import WrongInput
 from labels import IGNORE, OUTLIER
@@ -22,7 +23,7 @@ class LostAndFound(LabelledImages):
 
     table = label_table({0: 0, 1: OUTLIER, 2: IGNORE, 255: IGNORE})
 
-    def __init__(self, root: str | Path, cache: str | Path | None = None):
+    def __init__(self, root: str | Path, cache: str | Path | None = None, max_pixels: int | None = None):
         root = Path(root)
         pairs = pair_files(
             root / "leftImg8bit",
@@ -32,13 +33,14 @@ class LostAndFound(LabelledImages):
             label_suffix="_ood_segmentation.png",
             every_image=False,
         )
-        found = {value for _, path in pairs for value in read_labels(path, STORED).unique().tolist()}
+        limit = max_pixels or MAX_PIXELS
+        found = {value for _, path in pairs for value in read_labels(path, STORED, limit).unique().tolist()}
         if 1 not in found and 2 in found:
             raise WrongInput(
                 f"no label map under {root / 'ood'} holds 1 (outlier) but some hold 2, which is 'ignored' in "
                 "Lost & Found; in RoadAnomaly's maps 2 is the outlier: store these as 1 first"
             )
-        super().__init__(root, pairs, cache=cache)
+        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)
 
 
 class FishyscapesStatic(LabelledImages):
@@ -46,7 +48,7 @@ class FishyscapesStatic(LabelledImages):
 
     table = label_table({0: 0, 1: OUTLIER, 255: IGNORE})
 
-    def __init__(self, root: str | Path, cache: str | Path | None = None):
+    def __init__(self, root: str | Path, cache: str | Path | None = None, max_pixels: int | None = None):
         root = Path(root)
         pairs = pair_files(
             root,
@@ -55,4 +57,4 @@ class FishyscapesStatic(LabelledImages):
             image_pattern="*_rgb.jpg",
             label_suffix="_labels.png",
         )
-        super().__init__(root, pairs, cache=cache)
+        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)

@@ -18,7 +18,7 @@ class RoadAnomaly(LabelledImages):
 
     table = label_table({0: 0, 2: OUTLIER})
 
-    def __init__(self, root: str | Path, cache: str | Path | None = None):
+    def __init__(self, root: str | Path, cache: str | Path | None = None, max_pixels: int | None = None):
         root = Path(root)
         pairs = pair_files(
             root / "frames",
@@ -27,4 +27,4 @@ class RoadAnomaly(LabelledImages):
             image_pattern="*.jpg",
             label_suffix=".labels/labels_semantic.png",
         )
-        super().__init__(root, pairs, cache=cache)
+        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)

@@ -24,9 +24,10 @@ class AnomalyTrack(LabelledImages):
     table = label_table({0: 0, 1: OUTLIER, 255: IGNORE})
     component_sizes = {"min_predicted": 500, "min_true": 100}  # pixels; the benchmark's, for ComponentMetrics
 
-    def __init__(self, root: str | Path, cache: str | Path | None = None):
+    def __init__(self, root: str | Path, cache: str | Path | None = None, max_pixels: int | None = None):
         root = Path(root)
-        super().__init__(root, _pairs(root / "images", root / "labels_masks", type(self).__name__), cache=cache)
+        pairs = _pairs(root / "images", root / "labels_masks", type(self).__name__)
+        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)
 
 
 class ObstacleTrack(AnomalyTrack):

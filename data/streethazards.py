@@ -44,7 +44,12 @@ class StreetHazards(LabelledImages):
     table = label_table({1: 0, 2: 1, 3: 2, 4: IGNORE} | {stored: stored - 2 for stored in range(5, 14)} | {14: OUTLIER})
 
     def __init__(
-        self, root: str | Path, split: str, transform: Transform | None = None, cache: str | Path | None = None
+        self,
+        root: str | Path,
+        split: str,
+        transform: Transform | None = None,
+        cache: str | Path | None = None,
+        max_pixels: int | None = None,
     ):
         if split not in FOLDERS:
             raise WrongInput(f"StreetHazards has no split {split!r}; choose one of {', '.join(FOLDERS)}")
@@ -55,4 +60,4 @@ class StreetHazards(LabelledImages):
             root / part / "annotations" / folder,
             hint="--dataroot is StreetHazards' folder, which holds train/ and test/",
         )
-        super().__init__(root, pairs, transform, cache)
+        super().__init__(root, pairs, transform, cache, max_pixels)

@@ -20,7 +20,6 @@ from engine.recipe import Recipe, require, require_positive
 from engine.run import (
     Run,
     add_fixed_flags,
-    add_size_flag,
     argument_parser,
     choose_device,
     run_script,
@@ -37,7 +36,6 @@ __all__ = [
     "SlidingWindows",
     "Step",
     "add_fixed_flags",
-    "add_size_flag",
     "anomaly_figures",
     "argument_parser",
     "batches",

@@ -114,6 +114,12 @@ def script_parser(description: str) -> argparse.ArgumentParser:
         help="of the network: tf32 (default on a GPU), float32 (default on a CPU; on a GPU slow, and the most exact), "
         "bfloat16 (the fastest) or float16; all but float32 move the figures a little",
     )
+    parser.add_argument(
+        "--max_pixels",
+        type=whole_number(1),
+        help="of the largest picture that is read (default 250 million); a larger one is an error, but left out and "
+        "counted in a folder of any photographs",
+    )
     return parser
 
 
@@ -121,15 +127,6 @@ def add_fixed_flags(parser: argparse.ArgumentParser, num_classes: int, dataset: 
     """Flags of the original's command line that may only say what the script does anyway."""
     parser.add_argument("--num_classes", type=int, choices=[num_classes], help="accepted where it is the script's own")
     parser.add_argument("--dataset", choices=[dataset], help="accepted where it is the script's own")
-
-
-def add_size_flag(parser: argparse.ArgumentParser, of: str) -> None:
-    """The flag that raises the limit of a picture's size, for folders of any photographs."""
-    parser.add_argument(
-        "--max_pixels",
-        type=whole_number(1),
-        help=f"pictures of {of} that have more pixels are left out (default: the limit in data/decoding.py)",
-    )
 
 
 def start_run(

@@ -7,7 +7,6 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from data import ADE20K, ImageFolder, MaskedPatches
-from engine import add_size_flag
 from engine.flags import whole_number
 from errors import WrongInput
 from methods.recipes import RealNegativesRecipe
@@ -31,14 +30,13 @@ def add_negative_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExc
         metavar="ID",
         help="label ids of which nothing is pasted",
     )
-    add_size_flag(parser, "--neg_images")
     return group
 
 
 def real_negatives(
     args: argparse.Namespace, recipe: RealNegativesRecipe, rare_below: int | None = None
 ) -> MaskedPatches:
-    """Patches of the images that the flags of add_negative_flags, and --cache, name.
+    """Patches of the images that the flags of add_negative_flags, --cache and --max_pixels name.
 
     rare_below  as in MaskedPatches: of label ids only those with fewer pixels than this are pasted; None: of all
     """
@@ -60,7 +58,7 @@ def negative_images(
     """ADE20K, or any folder of images with or without label maps.
 
     cache       a folder for decoded copies of the files (see data/cache.py)
-    max_pixels  of the largest of the images that is taken; see ImageFolder
+    max_pixels  of the largest picture: see LabelledImages for ADE20K, ImageFolder for any folder
 
     Raises ValueError for masks without images, and for ids to leave out where no label map has any.
     """
@@ -74,4 +72,4 @@ def negative_images(
     if images:
         return ImageFolder(images, None, masks, cache, max_pixels)
     assert ade20k, "ADE20K's folder or one of images: add_negative_flags asks for either"
-    return ADE20K(ade20k, cache=cache)
+    return ADE20K(ade20k, cache=cache, max_pixels=max_pixels)

@@ -29,6 +29,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from data import AnomalyTrack, Cityscapes, FishyscapesStatic, ImageFolder, LostAndFound
+from data.decoding import MAX_PIXELS
 from data.files import open_image, read_labels
 from data.smiyc import LABEL_ENDING
 from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
@@ -86,11 +87,11 @@ def main(argv=None):
     if args.folder:
         require_writable(args.folder, "--folder")
 
-    images = images_of(args.dataroot)
+    images = images_of(args.dataroot, args.max_pixels)
     dataset = (args.dataset or benchmark_name(args.dataroot)) if args.benchmark == "smiyc" else None
     files = files_of(args.benchmark, images.paths, args.method, dataset)
     if args.check:
-        return check(args.benchmark, args.check, images.paths, files)
+        return check(args.benchmark, args.check, images, files)
 
     if not has_dataset_head(args.params):
         raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
@@ -117,9 +118,10 @@ def main(argv=None):
     return export(model, images, files, args, device, precision)
 
 
-def images_of(root: Path) -> ImageFolder:
+def images_of(root: Path, max_pixels: int | None = None) -> ImageFolder:
     """The images below a folder, in order, without the label maps that lie among them in some data sets."""
-    images = ImageFolder(root, as_stored=True)  # a frame that is left out or turned has no score map of its own
+    # A frame that is left out or turned has no score map of its own.
+    images = ImageFolder(root, max_pixels=max_pixels, as_stored=True)
     found = len(images)
     images.paths = [path for path in images.paths if not LABEL_MAP.search(path.name)]
     if not images.paths:
@@ -180,7 +182,7 @@ def export(model, images: ImageFolder, files: list[str], args, device, precision
     left = [
         index
         for index, (path, name) in enumerate(zip(images.paths, files, strict=True))
-        if map_problem(args.folder / name, size_of(path), dtype) is not None
+        if map_problem(args.folder / name, size_of(path, images.max_pixels), dtype) is not None
     ]
     if len(left) < len(files):
         print(f"{len(files) - len(left)} of {len(files)} score maps are there and whole")
@@ -260,21 +262,21 @@ def map_problem(path: Path, size: tuple[int, int], dtype: np.dtype) -> str | Non
     return None
 
 
-def size_of(path: Path) -> tuple[int, int]:
+def size_of(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of an image, from its header."""
-    with open_image(path, decoded=False) as image:
+    with open_image(path, decoded=False, max_pixels=max_pixels) as image:
         return image.size
 
 
-def check(benchmark: str, folder: Path, paths: list[Path], files: list[str]) -> dict:
+def check(benchmark: str, folder: Path, images: ImageFolder, files: list[str]) -> dict:
     """Compare a folder of score maps with the images; every problem is told, and any ends with exit code 1."""
     if not folder.is_dir():
         raise MissingFile(f"no folder {folder}; --check is what --folder was when the score maps were written")
     problems, dtype = [], DTYPES[benchmark]
     whole = {}
-    bar = tqdm(list(zip(paths, files, strict=True)), "checking", leave=False, dynamic_ncols=True, disable=None)
+    bar = tqdm(list(zip(images.paths, files, strict=True)), "checking", leave=False, dynamic_ncols=True, disable=None)
     for path, name in bar:
-        wrong = map_problem(folder / name, size_of(path), dtype)
+        wrong = map_problem(folder / name, size_of(path, images.max_pixels), dtype)
         if wrong:
             problems.append(f"{name} of {path.name} {wrong}")
             continue
@@ -294,7 +296,7 @@ def check(benchmark: str, folder: Path, paths: list[Path], files: list[str]) -> 
         if label_map is None:
             continue
         try:
-            figures.update(read_map(scores).astype(np.float32), read_labels(*label_map))
+            figures.update(read_map(scores).astype(np.float32), read_labels(*label_map, images.max_pixels))
         except ValueError as error:  # a map that is damaged or of another size, which says nothing of the others
             problems.append(f"the label map of {path.name} cannot be used: {error}")
     auroc = figures.compute()["AUROC"]

@@ -105,12 +105,6 @@ def main(argv=None):
     )
     parser.add_argument("--raw", choices=["png16", "npy", "none"], default="png16", help="score maps (default png16)")
     parser.add_argument(
-        "--max_pixels",
-        type=whole_number(1),
-        default=MAX_PIXELS,
-        help=f"a picture of more pixels is refused by its header (default {MAX_PIXELS:,})",
-    )
-    parser.add_argument(
         "--max_side", type=whole_number(SMALLEST), help="the network sees pictures shrunk to this longer side"
     )
     add_tile_flags(parser)
@@ -161,7 +155,7 @@ def main(argv=None):
     if is_video:
         lines = video_lines(ffmpeg, predict, todo, files, drawing)
     else:
-        lines = picture_lines(predict, todo, files, drawing, args.workers, device, args.max_pixels)
+        lines = picture_lines(predict, todo, files, drawing, args.workers, device, args.max_pixels or MAX_PIXELS)
     failed = []
     try:
         with open(args.folder / REPORT, "a", encoding="utf-8") as report:

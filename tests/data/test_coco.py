@@ -62,7 +62,7 @@ def coco(tmp_path):
 def no_scan(monkeypatch):
     """No label map may be looked at any more"""
 
-    def refuse(path):
+    def refuse(path, **how):
         raise AssertionError(f"{path} is scanned again")
 
     return lambda: monkeypatch.setattr(data.coco, "things_in", refuse)
@@ -321,7 +321,7 @@ def test_a_process_that_dies_in_the_scan_is_told_as_such(coco, monkeypatch):
     assert not list(coco.glob("coco20*"))
 
 
-def die(path):
+def die(path, **how):
     os._exit(1)
 
 
