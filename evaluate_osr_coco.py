@@ -46,7 +46,10 @@ from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import ReleasedScoring, fast_inference, load_network, segmenter, segmenter_dataset_head, segmenter_heads
 
-NO_OUTLIERS = "no pixel of an unknown thing in {dataroot}: no threshold can be taken from it"
+NO_OUTLIERS = (
+    "note: no pixel of an unknown thing in {dataroot}, so that no threshold can be taken from it: AP and all that "
+    "needs outliers, and the open-set figures, stay empty"
+)
 
 
 def main(argv=None):
@@ -95,7 +98,7 @@ def main(argv=None):
         lists = {"workers": args.workers, "list_folder": args.folder}
         dataset = COCO20(args.dataroot, "validation", **lists, max_pixels=args.max_pixels)
     if not has_outliers(dataset):
-        raise WrongInput(NO_OUTLIERS.format(dataroot=args.dataroot))
+        print(NO_OUTLIERS.format(dataroot=args.dataroot))
     record = evaluation_record(__file__, argv, args.dataroot, len(dataset), args.model, device, precision)
 
     # One pass: what the threshold decides on is kept, 6 bytes for each pixel of a thing.
@@ -115,9 +118,7 @@ def main(argv=None):
 
     anomaly = merged(anomaly)
     threshold = from_process_0(None if rank() else anomaly.threshold(args.tpr))
-    if threshold != threshold:
-        raise WrongInput(NO_OUTLIERS.format(dataroot=args.dataroot))
-    for scores, prediction, labels in kept:
+    for scores, prediction, labels in kept if not math.isnan(threshold) else []:
         opened.update(np.where(scores >= threshold, COCO20.num_classes, prediction), labels)
     shown, heat = in_order(shown), in_order(heat)
     closed, opened, ranking = merged(closed), merged(opened), merged(ranking)
@@ -128,8 +129,9 @@ def main(argv=None):
         unknown = picture.scores >= threshold
         return picture._replace(open_prediction=np.where(unknown, COCO20.num_classes, picture.prediction))
 
-    shown = [with_open_prediction(picture) for picture in shown]
-    ranking.redraw(with_open_prediction)
+    if not math.isnan(threshold):
+        shown = [with_open_prediction(picture) for picture in shown]
+        ranking.redraw(with_open_prediction)
 
     figures = closed_and_open(closed, opened) | anomaly.compute() | {"threshold": threshold, "images": len(dataset)}
     means = {"mIoU": "closed mIoU %", "open_mIoU": "open-mIoU %", "mIoU_with_unknown": "mIoU with unknown %"}
@@ -137,7 +139,7 @@ def main(argv=None):
     rows += [[title, figures[name], figures[f"{name}_classes"]] for name, title in means.items()]
     rows += [["gap %, closed mIoU less open-mIoU", figures["gap"], ""]]
     rows += [[f"{name} %", figures[name], ""] for name in ("AP", "AUROC", "FPR95")]
-    rows += [["threshold", f"{threshold:.4f}", ""], ["images", len(dataset), ""]]
+    rows += [["threshold", "" if math.isnan(threshold) else f"{threshold:.4f}", ""], ["images", len(dataset), ""]]
     rows += [[f"{kind} pixels", figures[f"{kind}_pixels"], ""] for kind in ("inlier", "outlier", "ignored")]
     scored = "probabilities in the place of logits, as released" if args.released_scoring else "logits"
     title = (
@@ -181,7 +183,7 @@ def closed_and_open(closed: ConfusionMatrix, opened: ConfusionMatrix) -> dict:
     """Closed-set and open-set figures; `gap` is what the unknown costs, closed-set mIoU less open-mIoU.
 
     Each mean has the number of classes that it averages beside it: a class with an empty union is left out, which the
-    release counts as 0 in open-mIoU.
+    release counts as 0 in open-mIoU. Without a threshold nothing was counted in `opened`, and all that needs it is NaN.
     """
     figures = opened.compute() | {"mIoU": closed.miou(), "mIoU_classes": classes_averaged(closed.iou())}
     return figures | {

@@ -46,7 +46,10 @@ from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged
 from models import fast_inference, has_dataset_head, ladder_densenet121, load_network
 
-NO_OUTLIERS = "town {town} has no outlier pixel, so that no threshold can be taken from it"
+NO_OUTLIERS = (
+    "note: town {town} has no outlier pixel{where}, so that no threshold can be taken from it: the open-set figures of "
+    "town {other}, and of both towns, stay empty"
+)
 TOWNS = {"t5": "t6", "t6": "t5"}  # evaluated town -> the town that its threshold comes from
 
 
@@ -83,7 +86,7 @@ def main(argv=None):
     towns = {town: StreetHazards(args.dataroot, town, max_pixels=args.max_pixels) for town in TOWNS}
     for town, dataset in towns.items():
         if not has_outliers(dataset):
-            raise WrongInput(NO_OUTLIERS.format(town=town))
+            print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=""))
     images = sum(len(dataset) for dataset in towns.values())
     record = evaluation_record(__file__, argv, args.dataroot, images, args.model, device, precision)
     model = load_network(lambda: ladder_densenet121(StreetHazards.num_classes, hybrid), args.model)
@@ -99,22 +102,25 @@ def main(argv=None):
             anomaly.update(*halved(score(frame), frame.labels))
         anomaly = merged(anomaly)
         calibrated[town] = from_process_0(None if rank() else anomaly.threshold(args.tpr))
-        if calibrated[town] != calibrated[town]:
-            raise WrongInput(NO_OUTLIERS.format(town=town))
+        if math.isnan(calibrated[town]):
+            print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=" at half resolution"))
         if not rank():
             distributions[f"{score_name}, {town} at half resolution"] = distribution_of(anomaly, args.tpr)
 
     shown, heat, ranking, before = {}, {}, FrameRanking(math.ceil(args.pictures / 2)), 0
     closed, opened = ({town: ConfusionMatrix(StreetHazards.num_classes) for town in towns} for _ in range(2))
     for town, dataset in towns.items():
-        drawn = evenly_spread(math.ceil(args.pictures / len(towns)), len(dataset))
+        drawn, threshold = evenly_spread(math.ceil(args.pictures / len(towns)), len(dataset)), calibrated[TOWNS[town]]
         for frame in evaluated_frames(model, dataset, device, args.workers, f"evaluating {town}", precision):
             number = before + frame.number  # among the frames of both towns
             prediction, scores = predicted_classes(frame.class_logits), score(frame)
             heat[number] = heat_sample(scores)
             closed[town].update(prediction, frame.labels)
-            prediction[scores >= calibrated[TOWNS[town]]] = StreetHazards.num_classes
-            opened[town].update(prediction, frame.labels)
+            if math.isnan(threshold):
+                prediction = None  # of an open set there is none
+            else:
+                prediction[scores >= threshold] = StreetHazards.num_classes
+                opened[town].update(prediction, frame.labels)
             ranking.add(frame._replace(number=number), scores, prediction)
             if frame.number in drawn:
                 shown[number] = picture_of(frame, scores, prediction)
@@ -136,7 +142,8 @@ def main(argv=None):
     ]
     for town, figure in figures.items():
         averaged = [cell for name in means for cell in (figure[name], figure.get(f"{name}_classes", ""))]
-        threshold = f"{figure['threshold']:.4f}" if "threshold" in figure else ""
+        threshold = figure.get("threshold", math.nan)
+        threshold = "" if math.isnan(threshold) else f"{threshold:.4f}"
         rows.append([town, figure["images"], *averaged, figure["gap"], threshold])
     title = (
         f"StreetHazards open set, {score_name} score; thresholds at TPR {args.tpr:g} from the other town's scores "
@@ -168,7 +175,8 @@ def halved(scores, labels):
 def town_figures(images: int, threshold: float, closed: ConfusionMatrix, opened: ConfusionMatrix) -> dict:
     """One town's figures; `gap` is what the unknown costs, closed-set mIoU less open-mIoU.
 
-    Each mean has the number of classes that it averages beside it: a class with an empty union is left out.
+    Each mean has the number of classes that it averages beside it: a class with an empty union is left out. Without a
+    threshold, which is then NaN, nothing was counted in `opened`, and all that needs it is NaN.
     """
     figures = opened.compute() | {"mIoU": closed.miou(), "mIoU_classes": classes_averaged(closed.iou())}
     return {

@@ -105,7 +105,7 @@ def save_pictures(
     """
     low, high = heat_range([picture.scores for picture in pictures])
     rows = [list(picture_cells(picture, colours, low, high, truth_colours).values()) for picture in pictures]
-    columns = [title.replace("score", f"{score_name} score") for title in CELLS[: len(rows[0])]]
+    columns = [title.replace("score", f"{score_name} score") for title in CELLS[: max(map(len, rows))]]
     save_grid(path, columns, rows, colours | (truth_colours or {}), heat_note(score_name, low, high), captions=captions)
     print(f"pictures: {path}")
 

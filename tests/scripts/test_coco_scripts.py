@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from engine import SlidingWindows
 from engine.recipe import read_recipe
 from labels import IGNORE, OUTLIER
 from losses import hybrid_score, pixel_counts
+from metrics import ConfusionMatrix
 from models import ladder_densenet121, load_weights
 from models.vit import VisionTransformer
 from tests.golden.fill import golden_state_dict
@@ -943,13 +945,24 @@ def test_windows_that_leave_gaps_are_refused(flags, world, pixel_wise):
         evaluated(world, pixel_wise, *flags)
 
 
-def test_photographs_without_unknown_things_give_no_threshold(own_coco, world, pixel_wise):
+def test_photographs_without_unknown_things_leave_open_set_figures_empty(own_coco, world, pixel_wise, capsys):
     for path in (own_coco / "labels/val2017").iterdir():
         stored = np.array(Image.open(path))
         Image.fromarray(np.where(np.isin(stored + 1, list(COCO_OTHERS.values())), SKY - 1, stored)).save(path)
-    with pytest.raises(ValueError, match=r"no pixel of an unknown thing in .*own_coco: no threshold"):
-        evaluated(world, pixel_wise, root=own_coco)
-    assert not list(Path("results").rglob("results.json"))
+    results = evaluate_osr_coco.main(world.flags("osr", model=pixel_wise["hybrid"], root=own_coco))
+    said = capsys.readouterr().out
+    assert re.search(r"note: no pixel of an unknown thing in .*own_coco, so that no threshold .* stay empty\n", said)
+    undefined = ("AP", "AUROC", "FPR95", "threshold", "open_mIoU", "mIoU_with_unknown", "gap")
+    stored = json.loads(Path("results/evaluate_osr_coco/results.json").read_text())
+    assert [stored[key] for key in undefined] == [None] * 7 and results["outlier_pixels"] == 0
+    counts = ConfusionMatrix(K)
+    for image, labels in photographs_of(own_coco):
+        counts.update(logits_by_hand(image, PixelWise(hybrid=True))[0][0].argmax(0).numpy(), labels)
+    assert stored["mIoU"] == pytest.approx(counts.miou(), abs=1e-9) and stored["images"] == results["images"] > 0
+    table = Path("results/evaluate_osr_coco/table.md").read_text()
+    assert re.search(r"\| threshold +\| +\| +\|", table) and "nan" not in table
+    page = Path("results/evaluate_osr_coco/index.html").read_text()
+    assert "no curve to draw" in page and Path("results/evaluate_osr_coco/pictures.png").exists()
 
 
 # Lists beside data that cannot be written

@@ -460,12 +460,23 @@ def test_results_of_other_weights_are_not_replaced(street_hazards, random_weight
     assert results.read_bytes() == before
 
 
-def test_a_town_without_outliers_is_told_before_the_network_runs(own_world, random_weights, in_tmp, monkeypatch):
+def test_a_town_without_outliers_is_told_before_the_network_runs(
+    own_world, random_weights, in_tmp, monkeypatch, capsys
+):
     for path in (own_world / "test" / "annotations" / "test" / "t6").rglob("*.png"):
         Image.fromarray(np.ones_like(np.array(Image.open(path)))).save(path)
-    monkeypatch.setattr(evaluate_osr_sh, "evaluated_frames", lambda *_: pytest.fail("the network ran"))
-    with pytest.raises(ValueError, match="town t6 has no outlier pixel"):
+
+    def network(*_):
+        assert "note: town t6 has no outlier pixel, so that no threshold" in capsys.readouterr().out
+        raise Stopped
+
+    monkeypatch.setattr(evaluate_osr_sh, "evaluated_frames", network)
+    with pytest.raises(Stopped):
         evaluate_osr_sh.main(osr_flags(own_world, random_weights["hybrid"]))
+
+
+class Stopped(Exception):
+    pass
 
 
 def test_wrong_weights_are_refused(street_hazards, ade20k, in_tmp):
@@ -581,12 +592,30 @@ def test_open_set_evaluation_of_closed_set_weights_takes_the_largest_logit(rando
     assert evaluate_osr_sh.main(osr_flags(street_hazards, random_weights["closed"]))["score"] == "max_logit"
 
 
-def test_a_town_without_outliers_gives_no_threshold(own_world, random_weights, in_tmp):
-    for path in (own_world / "test" / "annotations" / "test" / "t6").iterdir():
-        labels = np.array(Image.open(path))
-        Image.fromarray(np.where(labels == 14, 8, labels)).save(path)
-    with pytest.raises(ValueError, match="town t6 has no outlier pixel"):
-        evaluate_osr_sh.main(osr_flags(own_world, random_weights["hybrid"]))
+@pytest.mark.parametrize("without", [["t6"], ["t5", "t6"]])
+def test_a_town_without_outliers_leaves_the_other_towns_open_set_figures_empty(
+    without, own_world, random_weights, in_tmp, capsys
+):
+    flags = osr_flags(own_world, random_weights["hybrid"], "--pictures", "4")
+    whole = evaluate_osr_sh.main(flags)
+    for town in without:
+        for path in (own_world / "test" / "annotations" / "test" / town).iterdir():
+            labels = np.array(Image.open(path))
+            Image.fromarray(np.where(labels == 14, 4, labels)).save(path)  # ignored
+    capsys.readouterr()
+    evaluate_osr_sh.main(flags)
+    said, other = capsys.readouterr().out, {"t5": "t6", "t6": "t5"}
+    results = json.loads(Path("results/evaluate_osr_sh/results.json").read_text())
+    for town in ("t5", "t6"):
+        assert (f"note: town {town} has no outlier pixel, so that no" in said) == (town in without)
+        empty = other[town] in without
+        for key in ("open_mIoU", "mIoU_with_unknown", "gap", "threshold"):
+            assert (results[town][key] is None) == empty, (town, key)
+        assert results[town]["mIoU"] == whole[town]["mIoU"] and results[town]["images"] == whole[town]["images"]
+    assert results["total"]["mIoU"] == whole["total"]["mIoU"]
+    assert [results["total"][key] for key in ("open_mIoU", "gap", "mIoU_with_unknown")] == [None] * 3
+    assert "nan" not in Path("results/evaluate_osr_sh/table.md").read_text()
+    assert Path("results/evaluate_osr_sh/index.html").exists() and Path("results/evaluate_osr_sh/pictures.png").exists()
 
 
 # Real pictures
