@@ -140,6 +140,7 @@ def main(argv=None):
         return result_files(args, name, is_video)
 
     done = {name for name, path in inputs.items() if is_done(earlier.get(name), path, files(name))}
+    say_sizeless([line for name, line in earlier.items() if name in inputs])
     keep_lines(args.folder, done | (earlier.keys() - inputs.keys()))
     todo = {name: path for name, path in inputs.items() if name not in done}
     if args.threshold is None:
@@ -597,11 +598,20 @@ def keep_lines(folder: Path, names: set[str]) -> None:
 
 
 def is_done(line: dict | None, path: Path, files: dict[str, Path]) -> bool:
-    """Whether an input has its line, was not changed since, and all its files are there, as large as they were."""
+    """Whether an input has its line, was not changed since, and all its files are there, as large as they were.
+
+    A line without sizes, of an older version, does not tell a whole file from one that is cut short: it is not done.
+    """
     if line is None or line.get("status") != "done" or line.get("file") != fingerprint(path):
         return False
-    now, written = sizes_of(files), line.get("bytes")
-    return now == written if isinstance(written, dict) else all(now.values())
+    return sizes_of(files) == line.get("bytes")
+
+
+def say_sizeless(lines: list[dict]) -> None:
+    """One printed line of results that are made anew because their files' sizes were not noted."""
+    names = [line["name"] for line in lines if line.get("status") == "done" and "bytes" not in line]
+    if names:
+        print(f"{len(names)} results of an older version, which noted no sizes, are made anew (first: {names[0]!r})")
 
 
 def sizes_of(files: dict[str, Path]) -> dict[str, int]:

@@ -334,6 +334,21 @@ def test_a_result_that_is_empty_or_cut_short_is_done_anew(kept, photographs, ran
     assert path.read_bytes() == whole and len(passes) - count == 2  # that of the line without a status, too
 
 
+def test_results_whose_sizes_were_not_noted_are_made_anew_and_that_is_said(photographs, random_weights, passes, capsys):
+    lines, report = run(random_weights["hybrid"]), Path("out/report.jsonl")
+    path, count = Path("out/closed/b/c.png.png"), len(passes)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    older = [{key: value for key, value in line.items() if key != "bytes"} for line in lines.values()]
+    report.write_text("".join(json.dumps(line) + "\n" for line in older))
+    assert run(random_weights["hybrid"]).keys() == lines.keys()
+    assert path.read_bytes() == whole and len(passes) - count == len(lines)
+    told = f"{len(lines)} results of an older version, which noted no sizes, are made anew (first: "
+    assert told in capsys.readouterr().out
+    run(random_weights["hybrid"])
+    assert "older version" not in capsys.readouterr().out and len(passes) - count == len(lines)
+
+
 def test_earlier_results_inside_the_input_are_no_inputs(photographs, random_weights, capsys):
     lines = run(random_weights["hybrid"])
     shutil.move("out", "in/b/earlier")
