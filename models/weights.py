@@ -152,7 +152,9 @@ def load_weights(model: nn.Module, path: str | Path, new: tuple[str, ...] = (), 
     source  where the file is to be had, for the error where it is missing
     raises  ValueError with the missing, unexpected and misshapen keys where the file does not fit
     """
-    fit_state_dict(model, read_state_dict(path, source), path, new)
+    weights = read_state_dict(path, source)
+    fit_state_dict(model, weights, path, new)
+    say_unnoted_numbers(model, weights, path)
     return model
 
 
@@ -228,6 +230,7 @@ def load_imagenet_vit(model: nn.Module, path: str | Path, source: str = IMAGENET
     weights = read_state_dict(path, source)
     if any(key.startswith("model.encoder.") for key in weights):
         fit_state_dict(model, weights, path)
+        say_unnoted_numbers(model, weights, path)
         return model
     positions = weights.get("pos_embed")
     if positions is not None and positions.shape == (1, 1 + IMAGENET_VIT_GRID**2, encoder.width):
@@ -271,6 +274,18 @@ def fit_state_dict(module: nn.Module, state_dict: dict[str, Tensor], path: str |
                 f"--{name} {noted[key]}"
             )
     module.load_state_dict(state_dict, strict=False)  # what strict would refuse was looked at above
+
+
+def say_unnoted_numbers(model: nn.Module, state_dict: dict[str, Tensor], path: str | Path) -> None:
+    """One printed line for each number of the network that no shape tells and the file does not say."""
+    noted = noted_numbers(state_dict)
+    for key, number in noted_numbers(model.state_dict()).items():
+        if key not in noted:
+            module, _, name = key.rpartition(".")
+            print(
+                f"note: {path} does not say the {name} of {module}: {number} are taken (released files have "
+                f"{RELEASED_HEADS}); --{name} takes others, and other {name} give other scores"
+            )
 
 
 def shorten(keys: list[str], most: int = 6) -> str:

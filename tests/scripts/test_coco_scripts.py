@@ -336,16 +336,16 @@ def test_the_recipe_and_the_flags_reach_the_experiment(kind, experiment):
     assert not Path("logs", kind).exists()
 
 
-def test_heads_travel_with_the_weights_and_another_number_is_refused(world, experiment, runs, in_tmp):
+def test_heads_travel_with_the_weights_and_another_number_is_refused(world, experiment, runs, in_tmp, capsys):
     torch.manual_seed(5)
     twelve = small_segmenter(K, hybrid=False, heads=12).state_dict()
     weights, wrapped, without = (in_tmp / name for name in ("final.pth", "last.pt", "without.pth"))
     torch.save(twelve, weights)
     torch.save({"model": twelve}, wrapped)
     torch.save(dict(twelve), without)  # a file that does not say has 16, as released
-    told = r"final\.pth was trained with 12 heads, and the network here has 16: give --heads 12"
+    refused = r"final\.pth was trained with 12 heads, and the network here has 16: give --heads 12"
     for kind in ("hybrid", "flow"):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=refused):
             experiment(kind, "--model", str(weights))
         tried = experiment(kind, "--model", str(weights), "--heads", "12")
         assert tried.model.model.encoder.blocks[0].attn.heads == 12
@@ -354,9 +354,15 @@ def test_heads_travel_with_the_weights_and_another_number_is_refused(world, expe
         results = evaluate_osr_coco.main(world.flags("osr", "--folder", f"of_{path.name}", *flags, model=path))
         return {key: results[key] for key in ("AP", "AUROC", "threshold", "mIoU")}
 
-    assert figures(weights) == figures(weights, "--heads", "12") == figures(without, "--heads", "12")
-    assert figures(weights) != figures(without)
-    with pytest.raises(ValueError, match=told):
+    assert figures(weights) == figures(weights, "--heads", "12")
+    assert "does not say" not in capsys.readouterr().out
+    assert figures(weights) == figures(without, "--heads", "12") != figures(without)
+    said = [line for line in capsys.readouterr().out.splitlines() if "does not say" in line]
+    told = (
+        "note: {} does not say the heads of model.encoder: {} are taken (released files have 16); --heads takes others"
+    )
+    assert [line.partition(", and ")[0] for line in said] == [told.format(without, number) for number in (12, 16)]
+    with pytest.raises(ValueError, match=refused):
         figures(weights, "--heads", "16")
     assert figures(wrapped) == figures(weights)
     for name in ("final.pth", "best.pth"):
