@@ -8,6 +8,7 @@ import shlex
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,7 +123,7 @@ def fit(
             torch.manual_seed(sample_seed(run.seed, epoch, rank(), world_size()))
             progress["step"] = train_epoch(updates, state, loader, recipe, run, log, before)
             for schedule in schedules:
-                schedule.step()
+                step_schedule(schedule)
             for network in networks:
                 same_buffers(network)
             clock.training_ends(images=min((progress["step"] - before) * recipe.batch_size, len(dataset)))
@@ -288,6 +289,13 @@ def epoch_message(figures: dict[str, float] | None, lower_is_better: Collection[
     parts += [f"{cost['seconds']:.0f} s"] + [f"validation {cost['validation_seconds']:.0f} s"] * (figures is not None)
     parts += [f"{cost['images_per_second']:.1f} images/s", f"{cost['peak_memory_mib']:,.0f} MiB"]
     return "  ".join(parts)
+
+
+def step_schedule(schedule: lr_scheduler.LRScheduler) -> None:
+    """One epoch on. Torch warns where the optimizer took no step yet, as in float16, where the log says so itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
+        schedule.step()
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> lr_scheduler.LRScheduler:

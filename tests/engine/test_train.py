@@ -3,6 +3,7 @@ import dataclasses
 import functools
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -230,6 +231,13 @@ def test_float16_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, caps
     assert scales == [2.0**power for power in range(15, -1, -1)]
     note = f"note: optimizer took none of the epoch's {STEPS} steps, for its float16 gradients overflowed"
     assert capsys.readouterr().out.count(note) == 5
+
+
+def test_an_epoch_without_a_step_shows_no_warning_of_torchs_schedules(tmp_path):
+    with warnings.catch_warnings(record=True) as shown, pytest.raises(FloatingPointError):
+        warnings.simplefilter("always")
+        train(tmp_path / "run", step=endless, precision="float16", epochs=10)
+    assert [str(warning.message) for warning in shown] == []
 
 
 def test_the_network_sees_a_batch_part_by_part_and_the_terms_are_those_of_all(tmp_path):
