@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import ADE20K, IGNORE, OUTLIER, StreetHazards
+from data import (
+    ADE20K,
+    IGNORE,
+    OUTLIER,
+    MaskedPatches,
+    StreetHazards,
+)
 from demo.world import draw_negatives, draw_street_hazards
 from demo.world.negatives import NEGATIVES
 from demo.world.unknowns import ANOMALIES
@@ -92,3 +98,16 @@ def test_ade20k_reads_the_negatives(world):
         assert image.shape == (3, 64, 96) and ids.shape == (64, 96)
         things = set(ids.unique().tolist()) - set(range(17))
         assert things and things <= set(range(20, 20 + len(NEGATIVES)))
+
+
+# The drawn world is read by the same data sets
+
+
+def test_the_drawn_world_is_read_as_the_real_one(street_hazards, ade20k):
+    for split, outliers in (("training", False), ("validation", False), ("t5", True), ("t6", True)):
+        for image, labels, _ in StreetHazards(street_hazards, split):
+            assert image.shape[1:] == labels.shape
+            assert (labels == OUTLIER).any() == outliers
+    patch, mask, _ = MaskedPatches(ADE20K(ade20k), 48, 32)[1]
+    assert patch.shape == (3, 32, 32)
+    assert mask.shape == (32, 32)

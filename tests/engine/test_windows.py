@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine import SlidingWindows
+from engine.windows import window_starts
 from models.segmenter import Segmenter
 from models.vit import VisionTransformer
 
@@ -133,3 +134,37 @@ def test_windows_of_narrow_logits_are_added_up_in_float32():
     mean = SlidingWindows(Narrow(), window=8, stride=3)(image)
     assert mean.dtype == torch.float32
     torch.testing.assert_close(mean, 1 + image[:, :1] / 128, rtol=1e-7, atol=0)
+
+
+def test_one_window_over_the_whole_image_is_the_image():
+    network = torch.nn.Conv2d(3, 4, 3, padding=1)
+    images = torch.rand(2, 3, 20, 30)
+    assert torch.equal(SlidingWindows(network, 30, 10)(images), network(images))
+
+
+def test_windows_average_what_overlaps():
+    class Position(torch.nn.Module):
+        """Two outputs: each pixel's column inside its window, and ones"""
+
+        def forward(self, images):
+            columns = torch.arange(images.shape[3], dtype=torch.float32).expand(1, 1, *images.shape[2:])
+            return columns, torch.ones_like(columns)
+
+    columns, ones = SlidingWindows(Position(), 4, 3)(torch.zeros(1, 3, 1, 6))
+    # Windows at columns 0 and 2, both of 4: by hand.
+    assert columns.flatten().tolist() == [0, 1, (2 + 0) / 2, (3 + 1) / 2, 2, 3]
+    assert torch.equal(ones, torch.ones(1, 1, 1, 6))
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 31, 100])
+@pytest.mark.parametrize(("window", "stride"), [(8, 8), (8, 5), (16, 1)])
+def test_windows_cover_every_pixel_and_end_flush(length, window, stride):
+    starts = window_starts(length, window, stride)
+    covered = {pixel for start in starts for pixel in range(start, min(start + window, length))}
+    assert covered == set(range(length))
+    assert starts == sorted(set(starts)) and starts[-1] == max(0, length - window)
+
+
+def test_windows_with_gaps_are_refused():
+    with pytest.raises(ValueError, match="stride"):
+        SlidingWindows(torch.nn.Identity(), 8, 9)

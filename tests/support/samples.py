@@ -1,11 +1,12 @@
 """Samples held in memory, as a data set gives them."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from engine.evaluate import Frame
-from labels import OUTLIER
+from labels import IGNORE, OUTLIER
 
 MEAN = (84, 88, 95)
 
@@ -53,3 +54,22 @@ def frames_of_every_kind(count, seed=0):
             scores = (labels == OUTLIER).float()  # a perfect frame, twice
         image = torch.full((1, 3, 6, 8), number / 100)
         yield Frame(number, f"frame {number}", image, labels, torch.rand(1, 12, 6, 8, generator=draw), None), scores
+
+
+def told_by(error, dataset, index=0):
+    """What the data set says of a sample that cannot be had"""
+    with pytest.raises(error) as raised:
+        dataset[index]
+    return str(raised.value)
+
+
+def random_batch(seed=0, batch=2, num_classes=5, height=6, width=7, spread=3.0, dtype=torch.float32):
+    """Logits, and labels with about a fifth of outliers and of ignored pixels each"""
+    generator = torch.Generator().manual_seed(seed)
+    class_logits = spread * torch.randn(batch, num_classes, height, width, generator=generator, dtype=dtype)
+    dataset_logits = spread * torch.randn(batch, 2, height, width, generator=generator, dtype=dtype)
+    labels = torch.randint(num_classes, (batch, height, width), generator=generator)
+    kind = torch.rand(labels.shape, generator=generator)
+    labels[kind < 0.4] = IGNORE
+    labels[kind < 0.2] = OUTLIER
+    return class_logits.requires_grad_(), dataset_logits.requires_grad_(), labels

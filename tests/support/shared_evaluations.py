@@ -1,6 +1,6 @@
 """Evaluations one after the other, by as many processes as torchrun starts.
 
-python tests/shared_evaluations.py '[["evaluate_ood", "--dataroot", ...], ...]'
+python tests/support/shared_evaluations.py '[["evaluate_ood", "--dataroot", ...], ...]'
 
 After them, each process N writes figures_N.json: what it knows of a validation of frames that are drawn here.
 """

@@ -1,6 +1,6 @@
 """A small hybrid experiment whose figures do not depend on how it is split; started by torchrun, as several processes.
 
-python tests/shared_experiment.py WORLD NEGATIVES '[{"folder": ..., a recipe key: ...}, ...]'
+python tests/support/shared_experiment.py WORLD NEGATIVES '[{"folder": ..., a recipe key: ...}, ...]'
 """
 
 import json

@@ -1,6 +1,6 @@
 """What the processes of a run tell each other, each piece alone; started by torchrun, as two processes.
 
-python tests/shared_pieces.py FOLDER
+python tests/support/shared_pieces.py FOLDER
 
 Each process N writes told_N.json, and must leave alone the folder that its own run names.
 """
