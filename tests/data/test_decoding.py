@@ -318,18 +318,18 @@ def test_a_png_file_is_refused_where_pillows_verify_or_load_refuses_it(mode, tmp
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("bit", range(32))
-def test_a_png_file_whose_data_have_a_wrong_length_is_refused_by_both_decoders(bit, tmp_path):
+def test_a_png_file_whose_data_have_a_wrong_length_is_refused_by_both_decoders(tmp_path):
     path = tmp_path / "a.png"
     for pixels, read in ((noise(40, 60, 3), read_image), (noise(40, 60), lambda path: read_labels(path, EVERY_BYTE))):
         Image.fromarray(pixels).save(path)
-        content = bytearray(path.read_bytes())
-        ((_, place),) = [part for part in parts_of(bytes(content)) if part[0] == b"IDAT"]
-        content[place : place + 4] = (int.from_bytes(content[place : place + 4], "big") ^ 1 << bit).to_bytes(4, "big")
-        path.write_bytes(content)
-        assert plain_png(path) is None
-        with pytest.raises(ValueError, match=r"a\.png cannot be read as an image: .*; fetch or write it again"):
-            read(path)
+        content = path.read_bytes()
+        ((_, place),) = [part for part in parts_of(content) if part[0] == b"IDAT"]
+        length = int.from_bytes(content[place : place + 4], "big")
+        for bit in range(32):
+            path.write_bytes(content[:place] + (length ^ 1 << bit).to_bytes(4, "big") + content[place + 4 :])
+            assert plain_png(path) is None
+            with pytest.raises(ValueError, match=r"a\.png cannot be read as an image: .*; fetch or write it again"):
+                read(path)
 
 
 @pytest.mark.parametrize("how", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 20}])

@@ -1,5 +1,6 @@
 """Which files count, for every data set, folder of photographs and prediction: links, hidden names, pipes, rights."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -235,12 +236,11 @@ def test_what_is_named_like_an_image_and_is_no_file_is_told_at_the_door(kind, tm
     assert READERS["predict"](tmp_path) == ["a.jpg", "b.jpg"]  # of which one then fails by itself
 
 
-@pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("name", LABELLED)
-def test_what_is_no_file_among_the_pairs_of_a_data_set_is_told_and_not_opened(name, kind, tmp_path):
+def test_what_is_no_file_among_the_pairs_of_a_data_set_is_told_and_not_opened(name, tmp_path):
     root = make(name, tmp_path / "data")
     pairs = splits(name, root)
-    for which in (0, 1):
+    for kind, which in itertools.product(ODD, (0, 1)):
         path = next(iter(pairs.values()))[0][which]
         path.unlink()
         make_odd(path, kind)
@@ -265,17 +265,18 @@ def test_a_folder_named_like_an_image_is_listed_as_any_other_and_told(reader, tm
 ENDINGS_OF = {".jpg": [".JPG", ".jpeg", ".JPEG", ".Jpg"], ".png": [".PNG", ".Png"]}
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["image", "label map"])
 @pytest.mark.parametrize("name", LABELLED)
-def test_endings_are_compared_without_case(name, which, tmp_path):
+def test_endings_are_compared_without_case(name, tmp_path):
     root = make(name, tmp_path / "data")
     before = splits(name, root)
-    path = next(iter(before.values()))[0][which]
-    for ending in ENDINGS_OF[path.suffix]:
+    pair = next(iter(before.values()))[0]
+    endings = [(which, ending) for which, path in enumerate(pair) for ending in ENDINGS_OF[path.suffix]]
+    for which, ending in endings:
+        path = pair[which]
         renamed = path.rename(path.with_suffix(ending))
         found = splits(name, root)
         assert [len(pairs) for pairs in found.values()] == [len(pairs) for pairs in before.values()]
-        assert renamed in [pair[which] for pairs in found.values() for pair in pairs]
+        assert renamed in [each[which] for pairs in found.values() for each in pairs]
         assert checked(name, root)["usable"]
         renamed.rename(path)
     assert splits(name, root) == before

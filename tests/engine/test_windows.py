@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import pytest
@@ -41,32 +42,31 @@ def random_cases(number):
     return cases
 
 
-@pytest.mark.parametrize("case", random_cases(60), ids=str)
-def test_every_pixel_is_covered_and_in_its_place(case):
-    height, width, window, stride, at_a_time, number = case
-    network = Seen()
-    images = torch.rand(number, 3, height, width, dtype=torch.float64)
-    ours, doubled = SlidingWindows(network, window, stride, at_a_time)(images)
-    torch.testing.assert_close(ours, images)
-    torch.testing.assert_close(doubled, 2 * images)
-    sizes = {shape[2:] for shape in network.shapes}
-    assert sizes == {(min(window, height), min(window, width))}
-    assert max(shape[0] for shape in network.shapes) <= number * at_a_time
+def test_every_pixel_is_covered_and_in_its_place():
+    for height, width, window, stride, at_a_time, number in random_cases(60):
+        network = Seen()
+        images = torch.rand(number, 3, height, width, dtype=torch.float64)
+        ours, doubled = SlidingWindows(network, window, stride, at_a_time)(images)
+        torch.testing.assert_close(ours, images)
+        torch.testing.assert_close(doubled, 2 * images)
+        sizes = {shape[2:] for shape in network.shapes}
+        assert sizes == {(min(window, height), min(window, width))}
+        assert max(shape[0] for shape in network.shapes) <= number * at_a_time
 
 
-@pytest.mark.parametrize("case", [*random_cases(30), (1, 100, 8, 5, 4, 2), (100, 1, 8, 5, 4, 2)], ids=str)
-def test_enlarged_images_are_seen_through_whole_windows_and_come_back_at_their_size(case):
-    height, width, window, stride, at_a_time, number = case
-    network = Seen()
-    images = torch.rand(number, 3, height, width, dtype=torch.float64)
-    ours, _ = SlidingWindows(network, window, stride, at_a_time, enlarge=True)(images)
-    assert {shape[2:] for shape in network.shapes} == {(window, window)}
-    expected = images
-    if min(height, width) < window:
-        larger = [int(side * window / min(height, width) + 1e-9) for side in (height, width)]
-        larger = F.interpolate(images, size=larger, mode="bilinear", align_corners=False)
-        expected = F.interpolate(larger, size=(height, width), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(ours, expected)
+def test_enlarged_images_are_seen_through_whole_windows_and_come_back_at_their_size():
+    strips = [(1, 100, 8, 5, 4, 2), (100, 1, 8, 5, 4, 2)]
+    for height, width, window, stride, at_a_time, number in [*random_cases(30), *strips]:
+        network = Seen()
+        images = torch.rand(number, 3, height, width, dtype=torch.float64)
+        ours, _ = SlidingWindows(network, window, stride, at_a_time, enlarge=True)(images)
+        assert {shape[2:] for shape in network.shapes} == {(window, window)}
+        expected = images
+        if min(height, width) < window:
+            larger = [int(side * window / min(height, width) + 1e-9) for side in (height, width)]
+            larger = F.interpolate(images, size=larger, mode="bilinear", align_corners=False)
+            expected = F.interpolate(larger, size=(height, width), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(ours, expected)
 
 
 def test_an_enlargement_by_hand():
@@ -156,13 +156,12 @@ def test_windows_average_what_overlaps():
     assert torch.equal(ones, torch.ones(1, 1, 1, 6))
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 9, 31, 100])
-@pytest.mark.parametrize(("window", "stride"), [(8, 8), (8, 5), (16, 1)])
-def test_windows_cover_every_pixel_and_end_flush(length, window, stride):
-    starts = window_starts(length, window, stride)
-    covered = {pixel for start in starts for pixel in range(start, min(start + window, length))}
-    assert covered == set(range(length))
-    assert starts == sorted(set(starts)) and starts[-1] == max(0, length - window)
+def test_windows_cover_every_pixel_and_end_flush():
+    for length, (window, stride) in itertools.product([1, 7, 8, 9, 31, 100], [(8, 8), (8, 5), (16, 1)]):
+        starts = window_starts(length, window, stride)
+        covered = {pixel for start in starts for pixel in range(start, min(start + window, length))}
+        assert covered == set(range(length))
+        assert starts == sorted(set(starts)) and starts[-1] == max(0, length - window)
 
 
 def test_windows_with_gaps_are_refused():

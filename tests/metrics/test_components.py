@@ -1,5 +1,6 @@
 """The figures of SegmentMeIfYouCan against sets of pixels, and the threshold they are read at."""
 
+import itertools
 import math
 import warnings
 from fractions import Fraction
@@ -329,23 +330,22 @@ def best_by_scikit_learn(scores, outlier):
     return thresholds[best], f1[best]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("levels", [None, 1, 8])
 @pytest.mark.parametrize("n, share", [(2, 0.5), (3, 0.5), (40, 0.3), (5000, 0.01), (5000, 0.9), (200_000, 0.4)])
-def test_the_threshold_of_the_best_f1_equals_scikit_learn(n, share, levels, dtype):
-    rng = np.random.default_rng(n)
-    outlier = rng.random(n) < share
-    outlier[0], outlier[-1] = True, False
-    scores = rng.standard_normal(n) + outlier
-    scores = (np.round(scores * levels) / levels if levels else scores).astype(dtype)
-    labels = np.where(outlier, OUTLIER, 0)
-    labels[1:-1:7] = IGNORE
-    pooled = AnomalyMetrics()
-    for half in (slice(0, n // 2), slice(n // 2, n)):
-        pooled.update(scores[half], labels[half])
-    threshold, f1 = best_by_scikit_learn(scores[labels != IGNORE], outlier[labels != IGNORE])
-    assert pooled.best_f1_threshold() == (threshold, pytest.approx(f1, rel=0, abs=1e-12))
-    assert [type(value) for value in pooled.best_f1_threshold()] == [float, float]
+def test_the_threshold_of_the_best_f1_equals_scikit_learn(n, share):
+    for levels, dtype in itertools.product([None, 1, 8], [np.float32, np.float64]):
+        rng = np.random.default_rng(n)
+        outlier = rng.random(n) < share
+        outlier[0], outlier[-1] = True, False
+        scores = rng.standard_normal(n) + outlier
+        scores = (np.round(scores * levels) / levels if levels else scores).astype(dtype)
+        labels = np.where(outlier, OUTLIER, 0)
+        labels[1:-1:7] = IGNORE
+        pooled = AnomalyMetrics()
+        for half in (slice(0, n // 2), slice(n // 2, n)):
+            pooled.update(scores[half], labels[half])
+        threshold, f1 = best_by_scikit_learn(scores[labels != IGNORE], outlier[labels != IGNORE])
+        assert pooled.best_f1_threshold() == (threshold, pytest.approx(f1, rel=0, abs=1e-12))
+        assert [type(value) for value in pooled.best_f1_threshold()] == [float, float]
 
 
 def test_the_best_f1_by_hand_and_of_equal_ones_the_largest_threshold(monkeypatch):
