@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.flags import Parser
+from engine import argument_parser
 from engine.recipe import read_recipe
 from methods import RealNegativesRecipe, add_negative_flags, negative_images, real_negatives
 
@@ -24,12 +24,11 @@ def photographs(tmp_path):
 
 
 def negatives_of(flags, rare_below=None, **changes):
-    parser = Parser("A test.")
-    parser.add_argument("--cache")
+    parser = argument_parser("A test.")
     add_negative_flags(parser)
     numbers = {"negative_resize": 40, "negative_size": 32, "negative_scale": [1, 1]} | changes
     recipe, _ = read_recipe("dlv3_cityscapes_finetune", RealNegativesRecipe, numbers)
-    return real_negatives(parser.parse_args(flags), recipe, rare_below)
+    return real_negatives(parser.parse_args(["--exp_name", "test", *flags]), recipe, rare_below)
 
 
 def shown(negatives, count=60):
