@@ -88,7 +88,9 @@ def test_an_evaluation_names_the_frame_that_is_too_small_after_those_before(size
 
 
 def test_a_crop_smaller_than_the_network_takes_is_refused_before_the_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("tiny.tiny_model", lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), Least()))
+    monkeypatch.setattr(
+        "tests.support.tiny.tiny_model", lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), Least())
+    )
     with pytest.raises(ValueError, match="crop_size: 5x5 pixels are too few for this network"):
         train(tmp_path / "run", crop_size=5)
     assert not (tmp_path / "run").exists()
