@@ -18,8 +18,8 @@ from engine import (
     script_parser,
     write_results,
 )
-from engine.checkpoint import require_writable
 from engine.evaluate import predicted_classes
+from engine.files import require_writable
 from engine.flags import add_heads_flag
 from engine.processes import main_process_first, merged, rank
 from engine.report import evaluation_record, published_tables, require_same_weights

@@ -38,8 +38,9 @@ from engine import (
     script_parser,
     write_results,
 )
-from engine.checkpoint import require_writable
 from engine.curves import distribution_of
+from engine.device import peak_memory
+from engine.files import require_writable
 from engine.flags import add_pictures_flag, add_tile_flags, check_tile
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
@@ -51,7 +52,6 @@ from engine.report import (
     require_same_weights,
     write_report,
 )
-from engine.run import peak_memory
 from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
 from metrics import AnomalyMetrics, BoundedAnomalyMetrics, ComponentMetrics, mean_of_images

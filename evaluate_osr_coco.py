@@ -28,8 +28,8 @@ from engine import (
     script_parser,
     write_results,
 )
-from engine.checkpoint import require_writable
 from engine.curves import distribution_of
+from engine.files import require_writable
 from engine.flags import add_heads_flag, add_pictures_flag, share, whole_number
 from engine.pictures import heat_range, heat_sample
 from engine.processes import from_process_0, in_order, main_process_first, merged, rank

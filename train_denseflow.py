@@ -105,7 +105,7 @@ def main(argv=None):
     validate = likelihood_validation(val_set, recipe.batch_size, run)
     if not run.resume:
         print(f"before training: {validate(flow.eval())['bits_per_dimension']:.3f} bits per dimension")
-    figures = {"best": "bits_per_dimension", "lower_is_better": ("bits_per_dimension",)}
+    figures = {"best": "bits_per_dimension", "fractions": False, "lower_is_better": True}
     draw = samples_picture(recipe.sampled_images, recipe.crop_size, run)
     return fit(likelihood_step(), state, train_set, recipe, run, validate, draw=draw, **figures)
 

@@ -43,11 +43,11 @@ from benchmarks.sides import MIB, benchmark_parser, column_table, in_turns, mach
 from benchmarks.training_step import always_checkpointing
 from data import paste
 from engine import Step, run_script
+from engine.device import choose_device
 from engine.loader import to_device
 from engine.precision import Precision, choose_precision
 from engine.readings import Readings
 from engine.recipe import Recipe, read_recipe
-from engine.run import choose_device
 from engine.step import Update
 from labels import IGNORE, OUTLIER
 from ldn_streethazards_finetune import LadderNegativesRecipe

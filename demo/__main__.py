@@ -22,7 +22,7 @@ import ldn_streethazards_finetune_flow
 import train_denseflow
 from demo.world import draw_negatives, draw_street_hazards
 from engine import run_script, write_results
-from engine.checkpoint import require_writable
+from engine.files import require_writable
 from engine.flags import LARGEST_SEED, Parser, whole_number
 from errors import FileInTheWay
 

@@ -3,6 +3,7 @@
 The engine knows no model, data set or loss: the scripts introduce them.
 """
 
+from engine.device import choose_device
 from engine.evaluate import (
     anomaly_figures,
     closed_set_figures,
@@ -12,20 +13,15 @@ from engine.evaluate import (
     predicted_classes,
     write_results,
 )
+from engine.flags import add_fixed_flags, argument_parser, script_parser
 from engine.loader import batches, evaluation_loader, same_noise, to_device
 from engine.pictures import evenly_spread, save_pictures, save_samples
 from engine.precision import choose_precision
 from engine.processes import main_process_first
 from engine.recipe import Recipe, require, require_positive
-from engine.run import (
-    Run,
-    add_fixed_flags,
-    argument_parser,
-    choose_device,
-    run_script,
-    script_parser,
-    start_run,
-)
+from engine.run import Run
+from engine.script import run_script
+from engine.start import start_run
 from engine.step import Step, require_two_at_once
 from engine.train import fit
 from engine.windows import SlidingWindows

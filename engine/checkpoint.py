@@ -1,22 +1,99 @@
-"""Files that are written whole or not at all, such as checkpoints, and whether a folder can be written."""
+"""Checkpoints: what a run needs to go on, written whole, read with care, and put back only if it fits."""
 
-import contextlib
-import errno
-import hashlib
-import os
-import shutil
-import tempfile
+import math
+import shlex
 import zipfile
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.files import write_whole
 from engine.processes import rank
-from errors import UnusableFile, WrongInput, message_of, reason_of
+from engine.record import check_same_recipe, flat_recipe
+from engine.run import Run
+from errors import MissingFile, WrongInput, message_of
+
+LAST, BEFORE_LAST = "last.pt", "last.pt.1"
+PROGRESS = {"epoch": int, "step": int, "best": (int, float), "figures": dict}  # Progress as a checkpoint has it
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    best     the largest merit of an epoch: its figure, or minus it where the figure is to be small
+    figures  of the last validation
+    """
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done
+    best: float = -math.inf
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def improves(self, figures: dict[str, float], best: str, lower_is_better: bool) -> bool:
+        """Take an epoch's figures; whether the one that is called `best` is the best so far, which NaN never is."""
+        self.figures = figures
+        merit = -figures[best] if lower_is_better else figures[best]
+        improved = merit > self.best
+        if improved:
+            self.best = merit
+        return improved
+
+
+def save_run(state: dict[str, Any], progress: Progress, run: Run, samples: int) -> None:
+    """last.pt: all that the run needs to go on; the one before becomes last.pt.1. Process 0 writes."""
+    if rank():
+        return
+    parts = {name: part.state_dict() for name, part in state.items()}
+    tensors = {name: count_tensors(part) for name, part in parts.items()}  # see parts_problem
+    about = {"progress": vars(progress), "samples": samples, "recipe": flat_recipe(run.record), "tensors": tensors}
+    save(parts | about, run.folder / LAST, kept=run.folder / BEFORE_LAST)
+
+
+def can_be_resumed(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (LAST, BEFORE_LAST))
+
+
+def restore_run(state: dict[str, Any], run: Run, samples: int) -> Progress:
+    """Load last.pt into the state; returns the progress.
+
+    Raises WrongInput where the file is damaged, of another recipe or does not fit the state, which is then untouched.
+    """
+    path = run.folder / LAST
+    if not path.exists():
+        lost = f"process {rank()} does not see {path}; all processes need the same logs/"
+        raise MissingFile(lost if rank() else f"no {path}. {way_out(run.folder)}")
+    try:
+        saved = load(path)
+    except WrongInput as error:
+        raise WrongInput(f"{error}. {way_out(run.folder)}") from error
+    # A run may go on in another precision, with a scaler or without.
+    parts = {
+        name: part
+        for name, part in state.items()
+        if not (isinstance(part, torch.amp.GradScaler) and isinstance(saved, dict) and name not in saved)
+    }
+    problem = content_problem(parts, saved)
+    if problem is None:
+        check_same_recipe(
+            {key: value for key, value in saved["recipe"].items() if key != "flow_state"}, run
+        )  # of older
+        problem = parts_problem(parts, saved, saved.get("tensors", {}))
+    if problem:
+        raise WrongInput(f"{path} does not fit this run: {problem}. {way_out(run.folder)}")
+    if saved["samples"] != samples:
+        raise WrongInput(
+            f"{path} was trained on {saved['samples']} images, there are {samples} now; resume on the same data"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+        if isinstance(part, torch.optim.Optimizer):
+            lay_out_as_weights(part)
+    return Progress(**{name: saved["progress"][name] for name in PROGRESS})
 
 
 def save(content: Any, path: Path, kept: Path | None = None) -> None:
@@ -27,56 +104,6 @@ def save(content: Any, path: Path, kept: Path | None = None) -> None:
     Raises OSError where it cannot be written; a file that was there before is then untouched.
     """
     write_whole(partial(torch.save, content), path, ", then go on with --resume", kept)
-
-
-def write_whole(
-    content: bytes | memoryview | Callable[[BinaryIO], None], path: Path, afterwards: str = "", kept: Path | None = None
-) -> None:
-    """Write beside the file, then put it in place in one step.
-
-    content  what is written, or a function that writes it into an open file
-    kept     where the file that is replaced stays
-
-    Raises UnusableFile where it cannot be written; `afterwards` follows its advice to make room.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if kept is not None and path.exists():
-            keep(path, kept)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        # torch.save raises its own error about what the file raised.
-        failure = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(failure, OSError):
-            raise
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        older = "the older one is whole" if path.exists() else "nothing was written"
-        way_out = f"Make room or make the folder writable{afterwards}"
-        if failure.errno == errno.ENOENT and path.parent.is_dir():
-            way_out = f"Another process writes or removes the same file: end it, or choose another folder{afterwards}"
-        raise UnusableFile(
-            failure.errno, f"could not write {path} ({failure.strerror}); {older}. {way_out}"
-        ) from failure
-
-
-def keep(path: Path, kept: Path) -> None:
-    """A second name for a file, put in place in one step; a copy on file systems without hard links."""
-    part = kept.with_name(kept.name + ".part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(path, part)
-    except OSError:
-        shutil.copyfile(path, part)
-    os.replace(part, kept)
-    part.unlink(missing_ok=True)  # still there where both were names of one file already
 
 
 def load(path: Path) -> Any:
@@ -101,6 +128,32 @@ def load(path: Path) -> Any:
         # Not in torch's words, which advise to run whatever code the file holds.
         reason = "it is damaged or none"
     raise WrongInput(f"{path} cannot be read as a checkpoint: {reason}")
+
+
+def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Moments lie in memory as their weights do: fused optimizers go through both by address.
+
+    A checkpoint has them as they lay in its run, which may have had another precision or device.
+    """
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def content_problem(parts: dict[str, Any], saved: Any) -> str | None:
+    """Whether a checkpoint holds what `save_run` puts into it, by kind."""
+    if not isinstance(saved, dict):
+        return "it holds no parts of a run"
+    kinds = {"progress": dict, "samples": int, "recipe": dict, "tensors": dict}
+    saved = {"tensors": {}} | saved  # older files have none
+    missing = [key for key in (*parts, *kinds) if key not in saved]
+    if missing:
+        return f"it has no {missing[0]}"
+    wrong = [key for key, kind in kinds.items() if not isinstance(saved[key], kind)]
+    if not wrong:
+        wrong = [key for key, kind in PROGRESS.items() if not isinstance(saved["progress"].get(key), kind)]
+    return f"its {wrong[0]} is not sound" if wrong else None
 
 
 def parts_problem(parts: dict[str, Any], saved: dict[str, Any], tensors: dict[str, int]) -> str | None:
@@ -187,32 +240,14 @@ def count_tensors(content: Any) -> int:
     return int(isinstance(content, Tensor))
 
 
-def require_writable(folder: str | Path, flag: str) -> None:
-    """Find out by writing there, before any work, whether files can be put into a folder; nothing is left behind.
-
-    folder  the flag's value, or what becomes of it; its parents need not be there
-    Raises UnusableFile with the reason. Of several processes, process 0 writes and looks.
-    """
-    if rank():
-        return
-    folder, made = Path(folder), []
+def way_out(folder: Path) -> str:
+    """How to go on where last.pt cannot be used."""
+    older = folder / BEFORE_LAST
     try:
-        for place in (*reversed(folder.parents), folder):
-            if not os.path.isdir(place):
-                os.mkdir(place)
-                made.append(place)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        link = " (a link that leads nowhere)" if os.path.islink(place) and not os.path.exists(place) else ""
-        told = f"{flag}: {folder} cannot be written, {place}{link}: {reason_of(error)}"
-        raise UnusableFile(error.errno, told) from error
-    finally:
-        for place in reversed(made):
-            with contextlib.suppress(OSError):
-                place.rmdir()
-
-
-def sha256(path: str | Path) -> str:
-    """The digest of a file, which tells whether it is the same one."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        epochs = load(older)["progress"]["epoch"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"No older one is whole beside it: start a new run under another --exp_name, from {folder}/best.pth"
+    return (
+        f"The one before it is whole, of {epochs} epochs: put it in its place and resume again: "
+        f"mv {shlex.quote(str(older))} {shlex.quote(str(folder / LAST))}"
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from engine.checkpoint import write_whole
+from engine.files import write_whole
 from engine.loader import batches, evaluation_loader, to_device
 from engine.pictures import Picture
 from engine.precision import FLOAT32, Precision

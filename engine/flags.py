@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 
+from engine.precision import PRECISIONS
+from engine.processes import launchers_number
+
 LARGEST = 2**31 - 1  # of whole numbers, where nothing bounds them sooner
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 FILES_OF_A_WORKER = 16  # that the main process keeps open for one: 7 in a training, 7 in its validation
@@ -101,6 +104,71 @@ def open_files() -> int | None:
     return None if most == resource.RLIM_INFINITY else most
 
 
+# The parsers of scripts
+
+
+def script_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every script, training or evaluation."""
+    parser = Parser(description)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    parser.add_argument(
+        "--workers",
+        type=number_of_workers,
+        default=min(8, max(1, available_cores() // launchers_number("LOCAL_WORLD_SIZE", 1, least=1))),
+        help="loader processes, of each GPU's process where there are several; results do not depend on it",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        help="of the network: tf32 (default on a GPU), float32 (default on a CPU; on a GPU slow, and the most exact), "
+        "bfloat16 (the fastest) or float16; all but float32 move the figures a little",
+    )
+    parser.add_argument(
+        "--max_pixels",
+        type=whole_number(1),
+        help="of the largest picture that is read (default 250 million); a larger one is an error, but left out and "
+        "counted in a folder of any photographs",
+    )
+    return parser
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every training script shares."""
+    parser = script_parser(description)
+    parser.add_argument("--exp_name", required=True, help="the run's folder is logs/EXP_NAME")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
+    parser.add_argument(
+        "--other_inputs",
+        action="store_true",
+        help="with --resume: go on though weights, data or negatives are others than before; recipe.yaml says so",
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of the weights, crops and negatives (default 0)"
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="keep decoded copies of images and label maps here, 4 bytes a pixel, made at the first visit",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the network; needs a C++ compiler, and minutes to start"
+    )
+    parser.add_argument(
+        "--no_graphs", action="store_true", help="launch a GPU's kernels one by one, where training steps are replayed"
+    )
+    parser.add_argument(
+        "--validate_every",
+        type=whole_number(1),
+        default=1,
+        metavar="EPOCHS",
+        help="validate after every so many epochs, and after the last (default 1); best.pth is one of these",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe number, as its flag does"
+    )
+    return parser
+
+
 # Flags of several scripts
 
 
@@ -134,3 +202,9 @@ def add_heads_flag(parser: Parser) -> None:
         type=whole_number(1),
         help="of Segmenter's encoder (default: as its weights say, else 16, as released)",
     )
+
+
+def add_fixed_flags(parser: argparse.ArgumentParser, num_classes: int, dataset: str) -> None:
+    """Flags of the original's command line that may only say what the script does anyway."""
+    parser.add_argument("--num_classes", type=int, choices=[num_classes], help="accepted where it is the script's own")
+    parser.add_argument("--dataset", choices=[dataset], help="accepted where it is the script's own")

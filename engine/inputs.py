@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
-from engine.checkpoint import sha256
+from engine.files import sha256
 
 FILES = "training_files"  # the one input that no flag names
 

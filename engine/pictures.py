@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import save_image
 
-from engine.checkpoint import write_whole
+from engine.files import write_whole
 from labels import IGNORE, OUTLIER
 
 Colours = dict[str, tuple[int, int, int]]  # of the classes by name, in the order of their ids

@@ -14,9 +14,10 @@ import torchvision
 import yaml
 from torch import Tensor
 
-from engine.checkpoint import sha256, write_whole
 from engine.curves import Distribution, draw_histogram, draw_precision_recall, draw_roc, panels_png, percent
+from engine.device import device_name
 from engine.evaluate import Frame, picture_of, shown
+from engine.files import sha256, write_whole
 from engine.page import (
     html_every_frame,
     html_frames,
@@ -31,7 +32,7 @@ from engine.pictures import Colours, Picture, save_pictures
 from engine.precision import Precision
 from engine.processes import launch_command, rank, world_size
 from engine.recipe import PROJECT
-from engine.run import device_name, git_revision
+from engine.record import git_revision
 from errors import FileInTheWay, UnusableFile, WrongInput, message_of
 from metrics import AnomalyMetrics
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from engine import run_script
-from engine.checkpoint import require_writable
+from engine.files import require_writable
 from engine.flags import Parser, add_heads_flag, whole_number
 from errors import FileInTheWay, MissingFile, WrongInput
 from labels import OUTLIER

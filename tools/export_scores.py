@@ -33,7 +33,7 @@ from data.decoding import MAX_PIXELS
 from data.files import open_image, read_labels
 from data.smiyc import LABEL_ENDING
 from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
-from engine.checkpoint import require_writable, write_whole
+from engine.files import require_writable, write_whole
 from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
 from engine.precision import Precision
 from errors import FileInTheWay, MissingFile, WrongInput

@@ -46,7 +46,7 @@ from engine import (
     script_parser,
     to_device,
 )
-from engine.checkpoint import require_writable, sha256, write_whole
+from engine.files import require_writable, sha256, write_whole
 from engine.flags import add_heads_flag, add_tile_flags, check_tile, finite_number, whole_number
 from engine.pictures import Drawing, heat_range
 from engine.precision import Precision

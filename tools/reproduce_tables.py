@@ -28,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from engine import run_script
-from engine.checkpoint import require_writable, sha256, write_whole
+from engine.files import require_writable, sha256, write_whole
 from engine.flags import Parser
 from engine.page import html_link, html_paragraph, html_tables, page
 from engine.recipe import PROJECT

@@ -25,9 +25,9 @@ from engine.evaluate import (
     one_ahead,
     write_results,
 )
+from engine.log import RunLog
 from engine.precision import choose_precision
 from engine.run import Run
-from engine.train import RunLog
 from errors import WrongInput
 from labels import IGNORE, OUTLIER
 from metrics import BoundedAnomalyMetrics

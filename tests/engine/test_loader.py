@@ -17,7 +17,7 @@ from engine.loader import (
     to_device,
     training_loader,
 )
-from engine.run import run_script
+from engine.script import run_script
 from errors import MissingFile, WrongInput, message_of
 from tests.support.tiny import CPU, Specks, loaded, samples_of, steps_of, tiny_step, train
 

@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 
 from engine import Recipe
+from engine.device import choose_device
+from engine.flags import script_parser
 from engine.processes import join_processes, lost_neighbour_explained, rank, told_by, world_size
-from engine.run import choose_device, run_script, script_parser
+from engine.script import run_script
 from engine.step import smallest_part
 from tests.support import shared_pieces
 from tests.support.several import torchrun

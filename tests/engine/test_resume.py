@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from engine import checkpoint
+from engine import checkpoint, files
 from engine.lock import FolderLock
 from errors import message_of
 from tests.support.tiny import STEPS, assert_same_weights, log_of, read_weights, steps_of, tiny_step, train
@@ -270,7 +270,7 @@ def test_a_disk_that_fills_while_a_file_is_written_leaves_the_older_one(tmp_path
             self.file.write(content[: len(content) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "open", FullFile, raising=False)
+    monkeypatch.setattr(files, "open", FullFile, raising=False)
     with pytest.raises(OSError, match=r"could not write .*weights\.pth .*; the older one is whole"):
         checkpoint.save({"weight": torch.zeros(3)}, path)
     assert torch.equal(read_weights(path)["weight"], torch.ones(3))
@@ -433,7 +433,7 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
     def read_only(path, mode):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoint, "open", read_only, raising=False)
+    monkeypatch.setattr(files, "open", read_only, raising=False)
     with pytest.raises(OSError, match=r"could not write .*final\.pth \(Permission denied\); nothing was written"):
         checkpoint.save({}, tmp_path / "final.pth")
 
@@ -502,4 +502,4 @@ def test_without_locks_of_the_system_the_owner_that_is_written_down_decides(tmp_
 def test_two_writers_of_one_file_are_told_so(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: (tmp_path / "table.md.part").unlink())
     with pytest.raises(OSError, match="Another process writes or removes the same file"):
-        checkpoint.write_whole(b"cells", tmp_path / "table.md")
+        files.write_whole(b"cells", tmp_path / "table.md")

@@ -19,8 +19,8 @@ import evaluate_osr_sh
 from data import COCO20
 from data.coco import KNOWN_IDS
 from engine import curves, flags, run_script
+from engine.device import peak_memory
 from engine.pictures import save_grid
-from engine.run import peak_memory
 from tests.support.parsers import SCRIPTS, script_module
 from tools import predict
 

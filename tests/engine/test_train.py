@@ -12,11 +12,12 @@ import yaml
 from torch import nn
 
 import engine
+from engine.checkpoint import lay_out_as_weights
 from engine.loader import training_loader
 from engine.precision import FLOAT32
 from engine.readings import LAG, Readings
-from engine.run import NOT_COMPARED
-from engine.train import estimate_statistics, lay_out_as_weights, make_schedule
+from engine.record import NOT_COMPARED
+from engine.train import estimate_statistics, make_schedule
 from tests.support.tiny import (
     CPU,
     STEPS,
@@ -358,7 +359,7 @@ class Lagging(Readings):
 
 
 def test_numbers_that_come_late_are_logged_all_the_same(tmp_path, uninterrupted, monkeypatch):
-    monkeypatch.setattr(engine.train, "Readings", Lagging)
+    monkeypatch.setattr(engine.log, "Readings", Lagging)
     train(tmp_path / "run")
     assert steps_of(tmp_path / "run") == steps_of(uninterrupted)
     assert_same_weights(tmp_path / "run" / "final.pth", uninterrupted / "final.pth")
@@ -366,7 +367,7 @@ def test_numbers_that_come_late_are_logged_all_the_same(tmp_path, uninterrupted,
 
 @pytest.mark.parametrize("bad", [1, 2, 3])
 def test_a_loss_that_is_not_finite_is_reported_with_its_own_step_however_late(bad, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine.train, "Readings", Lagging)
+    monkeypatch.setattr(engine.log, "Readings", Lagging)
     steps = []
 
     def step(model, images, labels):
@@ -392,8 +393,8 @@ def test_rare_validation_changes_no_weight(tmp_path):
 
 def test_the_log_tells_what_an_epoch_cost(tmp_path, monkeypatch):
     times = iter([100.0, 104.0, 105.0])  # nine images in four seconds, validation in one
-    monkeypatch.setattr(engine.train.time, "monotonic", lambda: next(times))
-    monkeypatch.setattr(engine.train, "peak_memory", lambda device: 3 * 2**20)
+    monkeypatch.setattr(engine.log.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(engine.log, "peak_memory", lambda device: 3 * 2**20)
     train(tmp_path / "run", epochs=1)
     [line] = [line for line in log_of(tmp_path / "run") if "validation" in line]
     costs = {"seconds": 5.0, "validation_seconds": 1.0, "images_per_second": 9 / 4, "peak_memory_mib": 3.0}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import checkpoint, run_script
+from engine import files, run_script
 from errors import message_of
 from methods import FLOW_SOURCE
 from models import load_imagenet_densenet121, load_weights
@@ -95,19 +95,19 @@ def test_a_file_system_that_is_read_only_is_told(ended, monkeypatch):
     def read_only(**where):
         raise OSError(errno.EROFS, "Read-only file system", str(where["dir"]))
 
-    monkeypatch.setattr(checkpoint.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
     line = ended("evaluate_ood", *words_for(parser_of("evaluate_ood")), "--folder", "a/b")
     assert line.endswith("a/b cannot be written, a/b: Read-only file system; choose a place that can be written")
     assert not os.listdir()
 
 
 def test_a_place_that_can_be_written_is_left_as_it_was(in_tmp):
-    checkpoint.require_writable("a/b/c", "--folder")
+    files.require_writable("a/b/c", "--folder")
     assert not os.listdir()
     Path("a").mkdir()
     Path("a/file").write_text("of an earlier run")
-    checkpoint.require_writable("a/b", "--folder")
-    checkpoint.require_writable(Path("a"), "--folder")
+    files.require_writable("a/b", "--folder")
+    files.require_writable(Path("a"), "--folder")
     assert os.listdir("a") == ["file"]
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 import yaml
 
+from engine.flags import argument_parser
 from engine.recipe import RECIPES, read_recipe
-from engine.run import argument_parser, run_script, start_run
+from engine.script import run_script
+from engine.start import start_run
 from ldn_streethazards_finetune import LadderNegativesRecipe
 from methods import LadderRecipe
 from tests.support.parsers import recipe_type_of
@@ -48,7 +50,7 @@ def test_every_block_reads_into_the_recipe_of_its_script(block):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_recipe_key_is_used_by_its_script_or_by_the_training_loop(block):
-    files = [f"{block}.py", "engine/train.py", "engine/step.py", "engine/run.py"]
+    files = [f"{block}.py", "engine/train.py", "engine/step.py", "engine/start.py"]
     if "finetune" in block:
         files += ["methods/dense_hybrid.py", f"methods/{'flow' if 'flow' in block else 'real'}_negatives.py"]
     text = "".join((PROJECT / file).read_text() for file in files)

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data import MaskedPatches, StreetHazards, WithNegatives, paste, train_transform
 from engine import Run, Step, closed_set_figures, fit, run_script
+from engine.device import choose_device
 from engine.processes import rank
-from engine.run import choose_device
 from losses import dense_hybrid_loss, pixel_counts
 from methods import RealNegativesRecipe, negative_images
 

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from engine import Recipe, Run, fit, main_process_first, run_script
+from engine.device import choose_device
 from engine.processes import rank
-from engine.run import choose_device
 from models.denseflow import ActNorm
 
 NUMBERS = {
