@@ -30,8 +30,8 @@ def main(argv=None):
     negatives = real_negatives(args, recipe)
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).
-    require_two_at_once(len(train_set), recipe)
-    model = deeplabv3plus(Cityscapes.num_classes, checkpointing=recipe.checkpointing)
+    require_two_at_once(len(train_set), recipe, run)
+    model = deeplabv3plus(Cityscapes.num_classes, checkpointing=run.checkpointing)
     if args.init != "none":
         load_weights(model, args.init, new=("logits_ood.",), source=NVIDIA_SOURCE)
     model.to(run.device)

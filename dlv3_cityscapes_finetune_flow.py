@@ -10,14 +10,14 @@ import torch
 
 from data import Cityscapes, WithFixedNegatives, train_transform
 from engine import add_fixed_flags, argument_parser, fit, require_two_at_once, run_script, start_run
-from methods import FlowNegatives, FlowRecipe, hybrid_step, hybrid_validation
+from methods import FlowNegatives, FlowRecipe, add_flow_flags, hybrid_step, hybrid_validation
 from models import NVIDIA_SOURCE, NVIDIA_WEIGHTS, deeplabv3plus, load_weights
 
 
 def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="Cityscapes, the folder with leftImg8bit/ and gtFine/")
-    parser.add_argument("--flow_state", required=True, help="weights of the flow, or none to start it from scratch")
+    add_flow_flags(parser)
     parser.add_argument(
         "--init", default=NVIDIA_WEIGHTS, help=f"weights to start from, or none (default {NVIDIA_WEIGHTS})"
     )
@@ -30,15 +30,15 @@ def main(argv=None):
     val_set = Cityscapes(args.dataroot, "val", cache=args.cache, max_pixels=args.max_pixels)
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).
-    require_two_at_once(len(train_set), recipe)
-    model = deeplabv3plus(Cityscapes.num_classes, checkpointing=recipe.checkpointing)
+    require_two_at_once(len(train_set), recipe, run)
+    model = deeplabv3plus(Cityscapes.num_classes, checkpointing=run.checkpointing)
     if args.init != "none":
         load_weights(model, args.init, new=("logits_ood.",), source=NVIDIA_SOURCE)
     model.to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps, fused=True)
 
     # The flow that draws the negatives; those of the validation are its first ones.
-    flow = FlowNegatives(args.flow_state, recipe, run)
+    flow = FlowNegatives(args.flow_state, recipe, run, args.flow_checkpointing)
     pasted_val_set = WithFixedNegatives(val_set, flow.validation_patches())
 
     state = {"model": model, "optimizer": optimizer} | flow.state

@@ -31,8 +31,8 @@ def main(argv=None):
     val_set = StreetHazards(args.dataroot, "validation", cache=args.cache, max_pixels=args.max_pixels)
 
     # A network of which only the backbone is trained already.
-    require_two_at_once(len(train_set), recipe)
-    model = ladder_densenet121(StreetHazards.num_classes, hybrid=False, checkpointing=recipe.checkpointing)
+    require_two_at_once(len(train_set), recipe, run)
+    model = ladder_densenet121(StreetHazards.num_classes, hybrid=False, checkpointing=run.checkpointing)
     if args.init != "none":
         with main_process_first():  # it downloads the file, where it is not there yet
             load_imagenet_densenet121(model, None if args.init == "imagenet" else args.init)

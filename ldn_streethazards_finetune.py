@@ -43,8 +43,8 @@ def main(argv=None):
     negatives = real_negatives(args, recipe)
 
     # A closed-set model with a new head for P(d_out | x).
-    require_two_at_once(len(train_set), recipe)
-    model = ladder_densenet121(StreetHazards.num_classes, checkpointing=recipe.checkpointing)
+    require_two_at_once(len(train_set), recipe, run)
+    model = ladder_densenet121(StreetHazards.num_classes, checkpointing=run.checkpointing)
     load_weights(model, args.model, new=("logits_ood.",)).to(run.device)
     optimizer = torch.optim.Adam(
         backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps, fused=True

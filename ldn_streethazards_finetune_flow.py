@@ -14,7 +14,7 @@ import torch
 
 from data import StreetHazards, WithFixedNegatives, train_transform
 from engine import add_fixed_flags, argument_parser, fit, require_two_at_once, run_script, start_run
-from methods import FlowNegatives, FlowRecipe, LadderRecipe, hybrid_step, hybrid_validation
+from methods import FlowNegatives, FlowRecipe, LadderRecipe, add_flow_flags, hybrid_step, hybrid_validation
 from models import backbone_slower, ladder_densenet121, load_weights
 
 
@@ -27,7 +27,7 @@ def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="StreetHazards, the folder with train/ and test/")
     parser.add_argument("--model", required=True, help="weights to start from: a closed-set or a hybrid LDN-121")
-    parser.add_argument("--flow_state", required=True, help="weights of the flow, or none to start it from scratch")
+    add_flow_flags(parser)
     add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
     args, recipe, run = start_run(parser, LadderFlowRecipe, __file__, argv)
 
@@ -37,15 +37,15 @@ def main(argv=None):
     val_set = StreetHazards(args.dataroot, "validation", cache=args.cache, max_pixels=args.max_pixels)
 
     # A closed-set model with a new head for P(d_out | x).
-    require_two_at_once(len(train_set), recipe)
-    model = ladder_densenet121(StreetHazards.num_classes, checkpointing=recipe.checkpointing)
+    require_two_at_once(len(train_set), recipe, run)
+    model = ladder_densenet121(StreetHazards.num_classes, checkpointing=run.checkpointing)
     load_weights(model, args.model, new=("logits_ood.",)).to(run.device)
     optimizer = torch.optim.Adam(
         backbone_slower(model, recipe.lr, recipe.backbone_lr_factor), eps=recipe.adam_eps, fused=True
     )
 
     # The flow that draws the negatives; those of the validation are its first ones.
-    flow = FlowNegatives(args.flow_state, recipe, run)
+    flow = FlowNegatives(args.flow_state, recipe, run, args.flow_checkpointing)
     pasted_val_set = WithFixedNegatives(val_set, flow.validation_patches())
 
     state = {"model": model, "optimizer": optimizer} | flow.state

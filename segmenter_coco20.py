@@ -25,7 +25,7 @@ def main(argv=None):
     args, recipe, run = start_run(parser, SegmenterRecipe, __file__, argv)
 
     # A network of which only the encoder is trained already.
-    model = segmenter(COCO20.num_classes, hybrid=False, heads=recipe.heads, checkpointing=recipe.checkpointing)
+    model = segmenter(COCO20.num_classes, hybrid=False, heads=recipe.heads, checkpointing=run.checkpointing)
     if args.init != "none":
         load_imagenet_vit(model, args.init)
     model.to(run.device)

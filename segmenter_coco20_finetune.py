@@ -7,6 +7,7 @@ Numbers: recipes.yaml, block segmenter_coco20_finetune. Expected result: README.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
@@ -36,9 +37,9 @@ ADE20K_FOLDER = "datasets/ADEChallengeData2016"
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterNegativesRecipe(SegmenterRecipe, RealNegativesRecipe):
-    dataset_head: str
-    negatives_per_image: int
-    rare_below: int
+    dataset_head: Annotated[str, "decoder, the release's second mask transformer, or linear, a light one"]
+    negatives_per_image: Annotated[int, "patches that are pasted into one image"]
+    rare_below: Annotated[int, "label ids with fewer pixels than this in the patch may be pasted"]
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,7 +62,7 @@ def main(argv=None):
 
     # A closed-set model with a new head for P(d_out | x).
     model = segmenter(
-        COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head, checkpointing=recipe.checkpointing
+        COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head, checkpointing=run.checkpointing
     )
     load_weights(model, args.model, new=(SEGMENTER_DATASET_HEADS[recipe.dataset_head],)).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps, fused=True)

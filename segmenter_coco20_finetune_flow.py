@@ -8,6 +8,7 @@ Numbers: recipes.yaml, block segmenter_coco20_finetune_flow. Expected result: RE
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
@@ -22,14 +23,14 @@ from engine import (
     run_script,
     start_run,
 )
-from methods import FlowNegatives, FlowRecipe, SegmenterRecipe, hybrid_step, hybrid_validation
+from methods import FlowNegatives, FlowRecipe, SegmenterRecipe, add_flow_flags, hybrid_step, hybrid_validation
 from models import SEGMENTER_DATASET_HEADS, load_weights, segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterFlowRecipe(SegmenterRecipe, FlowRecipe):
-    dataset_head: str
-    patches_per_image: int
+    dataset_head: Annotated[str, "decoder, the release's second mask transformer, or linear, a light one"]
+    patches_per_image: Annotated[int, "patches of the flow that are pasted into one image"]
 
     def __post_init__(self):
         super().__post_init__()
@@ -40,13 +41,13 @@ def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--dataroot", required=True, help="COCO, the folder with images/, labels/ and labels.txt")
     parser.add_argument("--model", required=True, help="weights to start from: a closed-set or a hybrid Segmenter")
-    parser.add_argument("--flow_state", required=True, help="weights of the flow, or none to start it from scratch")
+    add_flow_flags(parser)
     add_fixed_flags(parser, COCO20.num_classes, "coco20")
     args, recipe, run = start_run(parser, SegmenterFlowRecipe, __file__, argv)
 
     # A closed-set model with a new head for P(d_out | x).
     model = segmenter(
-        COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head, checkpointing=recipe.checkpointing
+        COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head, checkpointing=run.checkpointing
     )
     load_weights(model, args.model, new=(SEGMENTER_DATASET_HEADS[recipe.dataset_head],)).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps, fused=True)
@@ -62,7 +63,7 @@ def main(argv=None):
         known_val_set = COCO20(args.dataroot, "validation_known", **lists)
 
     # The flow that draws the negatives; those of the validation are its first ones.
-    flow = FlowNegatives(args.flow_state, recipe, run, recipe.patches_per_image)
+    flow = FlowNegatives(args.flow_state, recipe, run, args.flow_checkpointing, recipe.patches_per_image)
     pasted_val_set = WithFixedNegatives(known_val_set, flow.validation_patches(), recipe.patches_per_image)
 
     state = {"model": model, "optimizer": optimizer} | flow.state

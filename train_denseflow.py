@@ -9,6 +9,7 @@ dimension, of which images of pure noise have 8. Numbers: recipes.yaml, block tr
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch.utils.data import Subset
@@ -39,10 +40,10 @@ HELD_OUT = 20  # one image in so many is kept for validation
 
 @dataclass(frozen=True, kw_only=True)
 class FlowTraining(Recipe):
-    adamax_eps: float
-    warmup_steps: int
-    validation_images: int
-    sampled_images: int
+    adamax_eps: Annotated[float, "epsilon of Adamax"]
+    warmup_steps: Annotated[int, "steps over which lr rises to its value"]
+    validation_images: Annotated[int, "at most so many are scored"]
+    sampled_images: Annotated[int, "images sampled for each epoch's picture"]
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,8 +52,6 @@ class FlowTraining(Recipe):
         require_positive(self, "adamax_eps", "validation_images", "sampled_images")
         if self.statistics_batches:
             raise WrongInput("statistics_batches must be 0: a flow has no BatchNorm")
-        if self.sync_batchnorm:
-            raise WrongInput("sync_batchnorm must be false: a flow has no BatchNorm")
         if self.warmup_steps < 0:
             raise WrongInput(f"warmup_steps must not be negative: {self.warmup_steps}")
         if self.warmup_steps and self.lr_min:
@@ -93,7 +92,7 @@ def main(argv=None):
             "or set more epochs or a smaller batch_size"
         )
 
-    flow = denseflow_25_6(recipe.checkpointing)
+    flow = denseflow_25_6(run.checkpointing)
     if args.flow_state != "none":
         load_weights(flow, args.flow_state)
     flow.to(run.device)

@@ -77,7 +77,7 @@ class TrainingStep:
 
     def recipe(self, sizes: "Sizes") -> Recipe:
         given, _ = read_recipe(self.script, self.recipe_type, {})
-        changed = {"checkpointing": self.checkpointing, "batch_size": sizes.batch or given.batch_size}
+        changed = {"batch_size": sizes.batch or given.batch_size}
         changed |= {key: sizes.shrunk(getattr(given, key)) for key in ("crop_size", "negative_size")}
         return read_recipe(self.script, self.recipe_type, changed)[0]
 
@@ -241,7 +241,7 @@ def our_step(
     step = Step(loss, paste, lambda images, labels: pixel_counts(labels), fixed=True)
     given = torch.compile(model, dynamic=False) if column == COMPILED else model
     graphs = column != COMPILED
-    update, readings = Update(step, given, [model], optimizer, recipe, device, precision, graphs), Readings(device)
+    update, readings = Update(step, given, [model], optimizer, 1, device, precision, graphs), Readings(device)
 
     def train() -> dict[str, Tensor]:
         terms = update.gradients(tensors)

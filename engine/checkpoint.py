@@ -79,9 +79,7 @@ def restore_run(state: dict[str, Any], run: Run, samples: int) -> Progress:
     }
     problem = content_problem(parts, saved)
     if problem is None:
-        check_same_recipe(
-            {key: value for key, value in saved["recipe"].items() if key != "flow_state"}, run
-        )  # of older
+        check_same_recipe(saved["recipe"], run)
         problem = parts_problem(parts, saved, saved.get("tensors", {}))
     if problem:
         raise WrongInput(f"{path} does not fit this run: {problem}. {way_out(run.folder)}")

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 from engine.precision import PRECISIONS
 from engine.processes import launchers_number
@@ -24,6 +25,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
+        self.of_the_run = self.add_argument_group("how this run goes")
+        self.run_flags: dict[str, Callable[[str], Any] | None] = {}  # and their types
+
+    def add_run_flag(self, flag: str, **choices: Any) -> None:
+        """A flag that says how a run goes, where the numbers of the recipe say what it is."""
+        action = self.of_the_run.add_argument(flag, **choices)
+        self.run_flags[action.dest] = action.type
+
+    def value_of(self, flag: str, word: str) -> Any:
+        """A word from elsewhere than the flag itself, such as --set, as its value."""
+        try:
+            return self.run_flags[flag](word)
+        except argparse.ArgumentTypeError as error:
+            self.error(f"--{flag}: {error}")
 
     def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
         words = sys.argv[1:] if args is None else args
@@ -74,6 +89,13 @@ def share(word: str) -> float:
     return value
 
 
+def true_or_false(word: str) -> bool:
+    """A flag's type."""
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is not true or false")
+    return word.lower() == "true"
+
+
 def number_of_workers(word: str) -> int:
     """A flag's type: as many processes as this machine can hold, 0 for none."""
     value, most = whole_number(0)(word), max(FEWEST_WORKERS, 4 * available_cores())
@@ -107,17 +129,17 @@ def open_files() -> int | None:
 # The parsers of scripts
 
 
-def script_parser(description: str) -> argparse.ArgumentParser:
+def script_parser(description: str) -> Parser:
     """A parser with the flags of every script, training or evaluation."""
     parser = Parser(description)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
-    parser.add_argument(
+    parser.add_run_flag("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    parser.add_run_flag(
         "--workers",
         type=number_of_workers,
         default=min(8, max(1, available_cores() // launchers_number("LOCAL_WORLD_SIZE", 1, least=1))),
         help="loader processes, of each GPU's process where there are several; results do not depend on it",
     )
-    parser.add_argument(
+    parser.add_run_flag(
         "--precision",
         choices=list(PRECISIONS),
         help="of the network: tf32 (default on a GPU), float32 (default on a CPU; on a GPU slow, and the most exact), "
@@ -132,11 +154,15 @@ def script_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def argument_parser(description: str) -> argparse.ArgumentParser:
+def argument_parser(description: str) -> Parser:
     """A parser with the flags that every training script shares."""
     parser = script_parser(description)
     parser.add_argument("--exp_name", required=True, help="the run's folder is logs/EXP_NAME")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run of this name where it stopped; how it goes may change, recipe and inputs may not",
+    )
     parser.add_argument(
         "--other_inputs",
         action="store_true",
@@ -146,30 +172,60 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
         "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of the weights, crops and negatives (default 0)"
     )
     parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a recipe number, or how the run goes, as the flag of that name does",
+    )
+    parser.add_run_flag(
         "--cache",
         metavar="FOLDER",
         help="keep decoded copies of images and label maps here, 4 bytes a pixel, made at the first visit",
     )
-    parser.add_argument(
+    parser.add_run_flag(
+        "--accumulation",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="parts in which a process takes its share of a batch, one after the other, to save memory; BatchNorm in "
+        "training mode normalises by the part, as it does by the process (default 1)",
+    )
+    add_checkpointing_flag(parser, "--checkpointing", "the network's blocks")
+    parser.add_run_flag(
+        "--sync_batchnorm",
+        type=true_or_false,
+        default=False,
+        metavar="true|false",
+        help="of several processes: BatchNorm normalises by the batch of all; on GPUs alone (default false)",
+    )
+    parser.add_run_flag(
         "--compile", action="store_true", help="torch.compile the network; needs a C++ compiler, and minutes to start"
     )
-    parser.add_argument(
+    parser.add_run_flag(
         "--no_graphs", action="store_true", help="launch a GPU's kernels one by one, where training steps are replayed"
     )
-    parser.add_argument(
+    parser.add_run_flag(
         "--validate_every",
         type=whole_number(1),
         default=1,
         metavar="EPOCHS",
         help="validate after every so many epochs, and after the last (default 1); best.pth is one of these",
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe number, as its flag does"
-    )
     return parser
 
 
 # Flags of several scripts
+
+
+def add_checkpointing_flag(parser: Parser, flag: str, parts: str) -> None:
+    parser.add_run_flag(
+        flag,
+        type=true_or_false,
+        default=False,
+        metavar="true|false",
+        help=f"the backward pass computes {parts} again instead of keeping their results (default false)",
+    )
 
 
 def add_tile_flags(parser: Parser) -> None:

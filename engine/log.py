@@ -158,7 +158,7 @@ class StepNumbers:
                 f"the loss is not finite in step {step.number}: {terms}; terms of the step before: {before}; files of "
                 f"the batch: {', '.join(step.files)}. Lower the learning rate (of a flow that draws the negatives, its "
                 "own) or the weight of the term that ran away; for the likelihood term there is likelihood_margin. "
-                "Where only the class term is not finite, a label may be none of the classes: see check_data.py"
+                "Where only the class term is not finite, a label may be none of the classes: see tools.check_data"
             )
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()}, refresh=False)
 

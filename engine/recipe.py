@@ -5,6 +5,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 
@@ -19,31 +20,27 @@ LARGEST_CROP = 2**14  # pixels a side, 3 GiB an image: a larger number is a slip
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The numbers of any training; recipes.yaml says what each is. Raises ValueError for unusable ones.
+    """The numbers of any training, each with what it means, as --help shows it. Raises WrongInput for unusable ones.
 
     A script adds what only its experiment has.
     """
 
-    lr: float
-    lr_min: float
-    schedule: str
-    epochs: int
-    batch_size: int
-    drop_last: bool
-    crop_size: int
-    scale: tuple[float, float]
-    statistics_batches: int
-    accumulation: int
-    checkpointing: bool
-    sync_batchnorm: bool
+    lr: Annotated[float, "learning rate of the optimizer at the start"]
+    lr_min: Annotated[float, "learning rate at the end of a cosine schedule; 0 with another"]
+    schedule: Annotated[str, "cosine from lr to lr_min, poly (power 0.9) from lr to 0, or constant; once an epoch"]
+    epochs: Annotated[int, "passes over the training images"]
+    batch_size: Annotated[int, "images to a step, of all processes and parts together"]
+    drop_last: Annotated[bool, "leave an epoch's last, incomplete batch out"]
+    crop_size: Annotated[int, "side of the training crops, pixels"]
+    scale: Annotated[tuple[float, float], "images are resized by a random factor in this range, then cropped"]
+    # A momentum of 0.01 leaves the running statistics stale for some hundred steps from random weights.
+    statistics_batches: Annotated[
+        int, "batches on which BatchNorm's statistics are estimated anew before each validation; 0: never"
+    ]
 
     def __post_init__(self):
-        require_positive(self, "lr", "epochs", "batch_size", "crop_size", "accumulation")
+        require_positive(self, "lr", "epochs", "batch_size", "crop_size")
         require(self.crop_size <= LARGEST_CROP, f"crop_size {self.crop_size} must be at most {LARGEST_CROP}")
-        require(
-            self.batch_size % self.accumulation == 0,
-            f"accumulation {self.accumulation} must divide batch_size {self.batch_size}",
-        )
         require(0 <= self.lr_min <= self.lr, f"lr_min {self.lr_min} must lie between 0 and lr {self.lr}")
         require(self.statistics_batches >= 0, f"statistics_batches must not be negative: {self.statistics_batches}")
         require_range("scale", self.scale)
@@ -52,6 +49,12 @@ class Recipe:
             self.schedule == "cosine" or self.lr_min == 0,
             f"lr_min {self.lr_min} is the end of a cosine schedule; with schedule {self.schedule} it must be 0",
         )
+
+
+def meanings(recipe_type: type[Recipe]) -> dict[str, str]:
+    """{key: what its number means, and its unit}; of a field without an Annotated, just that it is a number."""
+    hints = typing.get_type_hints(recipe_type, include_extras=True)
+    return {key: getattr(hint, "__metadata__", ("a number of this script",))[0] for key, hint in hints.items()}
 
 
 def require_range(key: str, factors: tuple[float, float]) -> None:

@@ -18,19 +18,14 @@ from engine.run import Run
 from errors import FileInTheWay, WrongInput
 
 RECORD = "recipe.yaml"
-OF_A_PROCESS = ("command", "device", "precision", "processes", "revision", "versions")  # may change with each --resume
-NOT_COMPARED = (
-    "accumulation",
-    "checkpointing",
-    "flow_checkpointing",
-)  # recipe keys that a resumed run may have otherwise
+# What each --resume has of its own.
+OF_A_PROCESS = ("command", "device", "precision", "processes", "run", "revision", "versions")
 
 
 def flat_recipe(record: dict) -> dict:
-    """What a resumed run must agree on: {"script", "seed", and every recipe number but NOT_COMPARED}."""
+    """What a resumed run must agree on: {"script", "seed", and every recipe number}."""
     numbers = {key: value for source in record["recipe"].values() for key, value in source.items()}
-    what = {key: value for key, value in numbers.items() if key not in NOT_COMPARED}
-    return {"script": record["script"], "seed": record["seed"], **what}
+    return {"script": record["script"], "seed": record["seed"], **numbers}
 
 
 def check_folder(run: Run) -> None:
@@ -88,9 +83,9 @@ def run_folder(run: Run) -> Iterator[None]:
 def check_same_recipe(before: dict, run: Run) -> None:
     now = flat_recipe(run.record)
     changes = [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and key in before  # older versions had fewer keys
+        f"{key} was {before[key]!r} and is {now[key]!r}"
+        for key in sorted(before.keys() & now.keys())  # older versions had fewer keys, and others
+        if before[key] != now[key]
     ]
     if changes:
         raise WrongInput(

@@ -20,6 +20,9 @@ class Run:
     workers: int = 0
     resume: bool = False
     other_inputs: bool = False  # a resumed run may read other files than before
+    accumulation: int = 1  # parts of a process's share of a batch
+    checkpointing: bool = False  # of the network
+    sync_batchnorm: bool = False  # on GPUs
     compile: bool = False
     graphs: bool = True  # on a GPU
     validate_every: int = 1  # epochs

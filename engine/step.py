@@ -13,6 +13,7 @@ from engine.graphs import Replay
 from engine.precision import Precision
 from engine.processes import summed, world_size
 from engine.recipe import Recipe
+from engine.run import Run
 from errors import WrongInput
 
 
@@ -50,6 +51,7 @@ class Update:
 
     model     what the step is given as the model
     networks  all networks of the run; those with a weight in the optimizer are trained by it
+    accumulation  parts in which this process's share of a batch is taken
     scaler    scales the loss of float16 up, so that small gradients do not vanish; it does nothing otherwise
     graphs    whether a GPU may replay a step that is fixed
     """
@@ -60,13 +62,13 @@ class Update:
         model: nn.Module,
         networks: list[nn.Module],
         optimizer: torch.optim.Optimizer,
-        recipe: Recipe,
+        accumulation: int,
         device: torch.device,
         precision: Precision,
         graphs: bool = False,
     ):
         self.step, self.model, self.optimizer = step, model, optimizer
-        self.device, self.precision, self.parts = device, precision, recipe.accumulation
+        self.device, self.precision, self.parts = device, precision, accumulation
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype is torch.float16)
         weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         own = [network for network in networks if any(id(weight) in weights for weight in network.parameters())]
@@ -136,16 +138,16 @@ class Update:
         return {"scale": after, "taken": (after >= before).float()}
 
 
-def smallest_part(images: int, recipe: Recipe) -> int:
+def smallest_part(images: int, recipe: Recipe, accumulation: int) -> int:
     """The fewest images that the network is given at once in an epoch over so many.
 
     Raises ValueError where a batch cannot be dealt out to all processes and parts.
     """
     share, over = divmod(recipe.batch_size, world_size())
-    if over or share % recipe.accumulation:
+    if over or share % accumulation:
         raise WrongInput(
             f"batch_size {recipe.batch_size} cannot be dealt out to {world_size()} processes with accumulation "
-            f"{recipe.accumulation}; it must be a multiple of their product"
+            f"{accumulation}; it must be a multiple of their product"
         )
     rest = 0 if recipe.drop_last else images % recipe.batch_size
     if 0 < rest < world_size():
@@ -154,15 +156,15 @@ def smallest_part(images: int, recipe: Recipe) -> int:
             "set --drop_last true or another --batch_size"
         )
     shares = [share, rest // world_size()] if rest else [share]
-    return min(share // min(recipe.accumulation, share) for share in shares)
+    return min(share // min(accumulation, share) for share in shares)
 
 
-def require_two_at_once(images: int, recipe: Recipe) -> None:
+def require_two_at_once(images: int, recipe: Recipe, run: Run) -> None:
     """For networks that normalise what is pooled over the whole crop, one value an image, by the batch.
 
     Raises ValueError where an epoch over so many images leaves such a network with one of them.
     """
-    if smallest_part(images, recipe) * (world_size() if recipe.sync_batchnorm else 1) < 2:
+    if smallest_part(images, recipe, run.accumulation) * (world_size() if run.sync_batchnorm else 1) < 2:
         raise WrongInput(
             f"{images} images in batches of {recipe.batch_size} leave the network one image at a time, and this one "
             "trains on two at least: set --drop_last true, a larger --batch_size, a smaller --accumulation or fewer "

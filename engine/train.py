@@ -98,9 +98,9 @@ def check_sizes(model: nn.Module, images: int, recipe: Recipe, run: Run) -> None
     """Raises WrongInput, before any work, for what such a run cannot be made of."""
     if images < recipe.batch_size:
         raise WrongInput(f"{images} training images are fewer than batch_size {recipe.batch_size}; lower it")
-    smallest_part(images, recipe)
+    smallest_part(images, recipe, run.accumulation)
     check_sides(model, "crop_size", recipe.crop_size, recipe.crop_size)
-    if run.compile and recipe.checkpointing:
+    if run.compile and run.checkpointing:
         raise WrongInput(
             "--compile and --checkpointing true do not go together: the parts that are computed again would not be "
             "compiled. Leave one of them out; --accumulation saves memory beside --compile, too"
@@ -110,7 +110,7 @@ def check_sizes(model: nn.Module, images: int, recipe: Recipe, run: Run) -> None
 def prepare(model: nn.Module, recipe: Recipe, run: Run) -> nn.Module:
     """The model as the run lays it out; its parameters stay the same objects."""
     model.to(memory_format=run.precision.memory_format)
-    if recipe.sync_batchnorm:
+    if run.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is a BatchNorm itself
     return model
 
@@ -149,7 +149,7 @@ def make_updates(
             given,
             networks_of(state),
             state[name],
-            recipe,
+            run.accumulation,
             run.device,
             run.precision,
             run.graphs and not run.compile,
@@ -319,9 +319,9 @@ def memory_explained(recipe: Recipe, run: Run) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         share = recipe.batch_size // world_size()
-        finer = next((n for n in range(recipe.accumulation + 1, share + 1) if share % n == 0), None)
+        finer = next((n for n in range(run.accumulation + 1, share + 1) if share % n == 0), None)
         raise OutOfMemory(
-            f"{run.device} has not enough memory for {share // recipe.accumulation} crops of {recipe.crop_size} pixels "
+            f"{run.device} has not enough memory for {share // run.accumulation} crops of {recipe.crop_size} pixels "
             f"at once ({str(error).splitlines()[0]}): the same training takes less with --checkpointing true, "
             "--no_graphs, "
             + (f"--accumulation {finer}, " if finer else "")

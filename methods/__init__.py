@@ -1,7 +1,7 @@
 """How the papers train: what a step does with a batch, where negatives come from, what a validation says."""
 
 from methods.dense_hybrid import closed_set_step, closed_set_validation, hybrid_step, hybrid_validation
-from methods.flow_negatives import FLOW_SOURCE, FlowNegatives
+from methods.flow_negatives import FLOW_SOURCE, FlowNegatives, add_flow_flags
 from methods.flow_training import Warmup, likelihood_step, likelihood_validation, samples_picture
 from methods.real_negatives import add_negative_flags, negative_images, real_negatives
 from methods.recipes import FlowRecipe, HybridRecipe, LadderRecipe, RealNegativesRecipe, SegmenterRecipe
@@ -15,6 +15,7 @@ __all__ = [
     "RealNegativesRecipe",
     "SegmenterRecipe",
     "Warmup",
+    "add_flow_flags",
     "add_negative_flags",
     "closed_set_step",
     "closed_set_validation",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from data import cut_out, draw_patch_size, paste_at_random, whole_patches
 from engine import Run, Step, same_noise, save_samples
+from engine.flags import Parser, add_checkpointing_flag
 from labels import OUTLIER
 from losses import synthetic_negatives_loss
 from methods.recipes import FlowRecipe
@@ -15,10 +16,16 @@ from models import denseflow_25_6, frozen, load_weights
 FLOW_SOURCE = "--flow_state takes a file of train_denseflow.py, a released one, or none"
 
 
+def add_flow_flags(parser: Parser) -> None:
+    parser.add_argument("--flow_state", required=True, help="weights of the flow, or none to start it from scratch")
+    add_checkpointing_flag(parser, "--flow_checkpointing", "the flow's coupling networks")
+
+
 class FlowNegatives:
     """A flow whose samples are pasted as negatives, and which learns to sample at the border of the known.
 
     flow_state  file of the flow's first weights, or "none" for random ones; the learning rate depends on which it is
+    checkpointing  of the flow's coupling networks, see add_flow_flags
     per_image   patches that `paste` puts into each image
 
     step   the flow's own, for the optimizer "flow_optimizer"
@@ -26,10 +33,10 @@ class FlowNegatives:
     best   the figure of a validation on its samples that says which weights are the best
     """
 
-    def __init__(self, flow_state: str, recipe: FlowRecipe, run: Run, per_image: int = 1):
+    def __init__(self, flow_state: str, recipe: FlowRecipe, run: Run, checkpointing: bool = False, per_image: int = 1):
         self.recipe, self.device, self.per_image = recipe, run.device, per_image
         from_scratch = flow_state == "none"
-        self.flow = denseflow_25_6(recipe.flow_checkpointing)
+        self.flow = denseflow_25_6(checkpointing)
         if not from_scratch:
             load_weights(self.flow, flow_state, source=FLOW_SOURCE)
         self.flow.to(run.device)

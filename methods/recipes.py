@@ -1,18 +1,21 @@
-"""The numbers of the papers' trainings; recipes.yaml says what each is. What one script alone has, it adds."""
+"""The numbers of the papers' trainings, each with what it means. What one script alone has, it adds."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from engine.recipe import Recipe, require, require_positive, require_range
+
+AdamEps = Annotated[float, "epsilon of the network's Adam"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HybridRecipe(Recipe):
     """The numbers of any fine-tuning with negatives."""
 
-    adam_eps: float
-    beta: float
-    ignored_are_inliers: bool
-    likelihood_margin: float | None
+    adam_eps: AdamEps
+    beta: Annotated[float, "weight of the likelihood term; the dataset term has 10 beta"]
+    ignored_are_inliers: Annotated[bool, "IGNORE pixels are inliers in the dataset term, as in the release on streets"]
+    likelihood_margin: Annotated[float | None, "nats under which a negative's ln p^(x) is not pushed; null: no floor"]
 
     def __post_init__(self):
         super().__post_init__()
@@ -24,10 +27,10 @@ class HybridRecipe(Recipe):
 class RealNegativesRecipe(HybridRecipe):
     """The numbers of a fine-tuning with patches of other photographs."""
 
-    negative_resize: int
-    negative_scale: tuple[float, float]
-    negative_size: int
-    negative_antialias: bool
+    negative_resize: Annotated[int, "short side of a negative's picture, pixels, before negative_scale"]
+    negative_scale: Annotated[tuple[float, float], "range of a random factor on negative_resize"]
+    negative_size: Annotated[int, "side of the patch that is cut from it, pixels"]
+    negative_antialias: Annotated[bool, "smooth a negative's picture before it is shrunk; the release does not"]
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,15 +47,16 @@ class RealNegativesRecipe(HybridRecipe):
 class FlowRecipe(HybridRecipe):
     """The numbers of a fine-tuning with patches drawn from a flow that is trained with the network."""
 
-    patch_sides: tuple[int, int, int]
-    flow_lr_pretrained: float
-    flow_lr_scratch: float
-    flow_lr_decay: float
-    flow_eps: float
-    divergence_weight: float
-    bits_weight: float
-    flow_checkpointing: bool
-    validation_patches: int
+    patch_sides: Annotated[tuple[int, int, int], "smallest, largest and step of the sides of the patches, pixels"]
+    flow_lr_pretrained: Annotated[float, "the flow's learning rate with a file in --flow_state"]
+    flow_lr_scratch: Annotated[float, "the flow's learning rate without one"]
+    flow_lr_decay: Annotated[float, "factor on the flow's learning rate after each epoch"]
+    flow_eps: Annotated[float, "epsilon of the flow's Adamax"]
+    divergence_weight: Annotated[
+        float, "weight of the Jensen-Shannon divergence to uniform of the class posterior on the flow's patches"
+    ]
+    bits_weight: Annotated[float, "weight of the bits per dimension of what the patches cover"]
+    validation_patches: Annotated[int, "sampled before the training, and pasted into the validation frames"]
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,8 +84,8 @@ class FlowRecipe(HybridRecipe):
 class LadderRecipe(Recipe):
     """The numbers of any training of LDN-121."""
 
-    adam_eps: float
-    backbone_lr_factor: float
+    adam_eps: AdamEps
+    backbone_lr_factor: Annotated[float, "the pretrained backbone learns at this share of lr"]
 
     def __post_init__(self):
         super().__post_init__()
@@ -95,9 +99,9 @@ class LadderRecipe(Recipe):
 class SegmenterRecipe(Recipe):
     """The numbers of any training of Segmenter."""
 
-    heads: int
-    window: int
-    window_stride: int
+    heads: Annotated[int, "attention heads of the encoder; a ViT-B of ImageNet has 12, the released weights 16"]
+    window: Annotated[int, "side of the windows that validation slides over an image, pixels"]
+    window_stride: Annotated[int, "pixels between the windows"]
 
     def __post_init__(self):
         super().__post_init__()

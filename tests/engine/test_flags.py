@@ -43,6 +43,7 @@ CASES = [
       ("demo", "export_onnx", "reproduce_tables")),
     *((script, "--seed", "-1", "must be in 0..9223372036854775807") for script in [*TRAININGS, "demo"]),
     *((script, "--seed", str(2**63), "must be in 0..9223372036854775807") for script in [*TRAININGS, "demo"]),
+    *((script, "--accumulation", "0", "must be at least 1") for script in TRAININGS),
     *((script, "--pictures", "-1", "must be at least 0") for script in EVALUATIONS if script != "evaluate_closed_set"),
     *((script, "--heads", "0", "must be at least 1") for script in
       ("predict", "export_onnx", "evaluate_closed_set", "evaluate_osr_coco")),

@@ -88,8 +88,8 @@ def two(monkeypatch):
 def test_fewer_images_in_the_last_batch_than_processes_are_refused():
     recipe = Recipe(**shared_pieces.NUMBERS | {"drop_last": False})
     with pytest.raises(ValueError, match=r"9 images leave 1 for the last batch, fewer than the 2 processes"):
-        smallest_part(9, recipe)
-    assert [smallest_part(images, recipe) for images in (8, 10)] == [2, 1]
+        smallest_part(9, recipe, 1)
+    assert [smallest_part(images, recipe, 1) for images in (8, 10)] == [2, 1]
 
 
 @pytest.mark.usefixtures("two")

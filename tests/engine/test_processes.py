@@ -85,23 +85,29 @@ def test_a_killed_process_ends_the_run_and_any_number_goes_on(shared, street_haz
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "accumulation", "message"),
     [
-        ({"batch_size": 3, "drop_last": True}, r"batch_size 3 cannot be dealt out to 2 processes with accumulation 1"),
-        ({"batch_size": 4, "accumulation": 4}, r"batch_size 4 cannot be dealt out to 2 processes with accumulation 4"),
-        ({"batch_size": 6, "epochs": 1, "accumulation": 3}, None),
+        (
+            {"batch_size": 3, "drop_last": True},
+            1,
+            r"batch_size 3 cannot be dealt out to 2 processes with accumulation 1",
+        ),
+        ({"batch_size": 4}, 4, r"batch_size 4 cannot be dealt out to 2 processes with accumulation 4"),
+        ({"batch_size": 6, "epochs": 1}, 3, None),
     ],
 )
-def test_a_batch_that_cannot_be_dealt_out_is_refused(changes, message, monkeypatch, street_hazards, ade20k):
+def test_a_batch_that_cannot_be_dealt_out_is_refused(
+    changes, accumulation, message, monkeypatch, street_hazards, ade20k
+):
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in (NUMBERS | changes).items()}
     recipe = RealNegativesRecipe(**numbers)
     if message is None:
-        assert smallest_part(10, recipe) == 1
+        assert smallest_part(10, recipe, accumulation) == 1
         return
     with pytest.raises(ValueError, match=message):
-        smallest_part(10, recipe)
+        smallest_part(10, recipe, accumulation)
 
 
 @pytest.mark.parametrize(

@@ -645,8 +645,7 @@ class Greys(Dataset):
 def fit_two(folder, steps, validate=lambda model: {"AP": 0.5}, epochs=3, **rest):
     """A network and a helper of one weight each; returns them"""
     recipe = Recipe(lr=0.1, lr_min=0, schedule="constant", epochs=epochs, batch_size=2, drop_last=True, crop_size=4,
-                    scale=(1, 1), statistics_batches=0, accumulation=1, checkpointing=False,
-                    sync_batchnorm=False)  # fmt: skip
+                    scale=(1, 1), statistics_batches=0)  # fmt: skip
     record = {"script": "two", "command": "python two.py", "seed": 0, "recipe": {"release": {}}}
     run = Run(folder, torch.device("cpu"), seed=0, workers=0, resume=False, compile=False, record=record)
     parts = {"model": nn.Conv2d(3, 1, 1, bias=False), "helper": nn.Conv2d(3, 1, 1, bias=False)}
@@ -691,19 +690,21 @@ def only_the_first(model, helper):
     return lambda network, images, labels: {"up": -network.weight.sum()}
 
 
-@pytest.mark.parametrize(("lower_is_better", "best_epoch"), [((), 1), (("AP",), 2), (("mIoU",), 1)])
-def test_best_is_the_lowest_figure_where_lower_is_better(lower_is_better, best_epoch, tmp_path, capsys):
+@pytest.mark.parametrize("fractions", [True, False])
+@pytest.mark.parametrize(("lower_is_better", "best_epoch"), [(False, 1), (True, 2)])
+def test_best_is_the_lowest_figure_where_lower_is_better(lower_is_better, best_epoch, fractions, tmp_path, capsys):
     figures, weights = iter([0.4, 0.9, 0.2]), []
 
     def validate(model):
         weights.append(copied(model.state_dict()))
         return {"AP": next(figures), "mIoU": 0.25}
 
-    fit_two(tmp_path / "run", only_the_first, validate, lower_is_better=lower_is_better)
+    choices = {"lower_is_better": lower_is_better, "fractions": fractions}
+    fit_two(tmp_path / "run", only_the_first, validate, **choices)
     assert same(read_weights(tmp_path / "run" / "best.pth"), weights[best_epoch])
     printed = capsys.readouterr().out
     assert f"best.pth with AP {(0.4, 0.9, 0.2)[best_epoch]:.4f}" in printed
-    assert ("AP 0.900 " if lower_is_better == ("AP",) else "AP 90.0 %") in printed
+    assert ("AP 90.0 %" if fractions else "AP 0.900 ") in printed
 
 
 def test_a_picture_is_drawn_after_every_epoch_by_the_network_in_eval_mode(tmp_path):

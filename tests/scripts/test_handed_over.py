@@ -68,9 +68,11 @@ def test_each_network_is_checkpointed_where_its_own_key_says_so(script, hand_ove
     flow = "_flow" in script.__name__
     for key in ["checkpointing"] + ["flow_checkpointing"] * flow:
         for value in (False, True):
-            built, _ = hand_over(script, f"--{key}", str(value).lower())
-            found = [choices.get("checkpointing", sizes[0]) for sizes, choices in built]
-            assert found == ([value and key == "checkpointing"] + [value and key == "flow_checkpointing"] * flow)
+            word = str(value).lower()
+            for flags in ([f"--{key}", word], ["--set", f"{key}={word}"]):
+                built, _ = hand_over(script, *flags)
+                found = [choices.get("checkpointing", sizes[0]) for sizes, choices in built]
+                assert found == ([value and key == "checkpointing"] + [value and key == "flow_checkpointing"] * flow)
 
 
 @pytest.mark.parametrize("script", TRAINING, ids=short)

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from engine.script import run_script
 from engine.start import start_run
 from ldn_streethazards_finetune import LadderNegativesRecipe
 from methods import LadderRecipe
-from tests.support.parsers import recipe_type_of
+from tests.support.parsers import parser_of, recipe_type_of
 from tests.support.tiny import CPU
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -113,7 +114,7 @@ def test_yaml_that_writes_a_number_as_a_word_is_understood(tmp_path):
         ("lr", 0), ("lr", -1e-3), ("lr_min", -1e-9), ("lr_min", 1), ("epochs", 0), ("batch_size", 0), ("crop_size", 0),
         ("adam_eps", 0), ("scale", "0 1"), ("scale", "2 1"), ("negative_scale", "0 1"),
         ("statistics_batches", -1), ("schedule", "linear"), ("beta", -0.1),
-        ("negative_size", 769), ("accumulation", 0), ("accumulation", 5),
+        ("negative_size", 769),
     ],
 )  # fmt: skip
 def test_a_number_out_of_its_range_is_refused(key, value):
@@ -149,6 +150,8 @@ def started(*argv, recipe_type=LadderNegativesRecipe, script="ldn_streethazards_
         (["--likelihood_margin", "deep"], "likelihood_margin: 'deep' is not a number"),
         (["--negative_size", "512", "--crop_size", "160"], "negative_size 512 is larger than crop_size 160"),
         (["--device", "toaster"], "--device toaster cannot be used here"),
+        (["--accumulation", "5"], "accumulation 5 must divide batch_size 12"),
+        (["--set", "accumulation=5"], "accumulation 5 must divide batch_size 12"),
         (["--sync_batchnorm", "true", "--device", "cpu"], "sync_batchnorm true needs GPUs, and this run is on cpu"),
         (["--exp_name", "a/b"], "'a/b' must be a plain folder name"),
         (["--exp_name", "."], r"'\.' must be a plain folder name"),
@@ -172,6 +175,56 @@ def test_flags_and_set_override_alike_and_are_told_apart_as_changed(in_tmp, caps
         assert "likelihood_margin" not in run.record["recipe"]["ours"]
     printed = list(yaml.safe_load_all("---\nscript: ".join(capsys.readouterr().out.split("script: "))))
     assert [record for record in printed if record] == [flags[2].record, sets[2].record]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--accumulation", "2", "--checkpointing", "true", "--validate_every", "3"],
+        ["--set", "accumulation=2", "--set", "checkpointing=true", "--set", "validate_every=3"],
+    ],
+)
+def test_how_a_run_goes_is_recorded_with_it_apart_from_the_recipe(in_tmp, words):
+    _, recipe, run = started(*words, "--workers", "1")
+    assert (run.accumulation, run.checkpointing, run.validate_every) == (2, True, 3)
+    told = {"accumulation": 2, "checkpointing": True, "sync_batchnorm": False, "validate_every": 3, "workers": 1}
+    assert run.record["run"] == told | {"cache": None, "compile": False, "no_graphs": False}
+    assert not run.record["recipe"]["changed"] and not hasattr(recipe, "accumulation")
+    _, _, usual = started()
+    assert (usual.accumulation, usual.checkpointing, usual.sync_batchnorm) == (1, False, False)
+
+
+def test_how_a_run_goes_may_change_when_it_goes_on(in_tmp):
+    _, _, run = started("--accumulation", "3")
+    run.folder.mkdir(parents=True)
+    (run.folder / "recipe.yaml").write_text(yaml.safe_dump(run.record))
+    assert started("--resume", "--accumulation", "4", "--checkpointing", "true")[2].accumulation == 4
+    older = run.record | {"recipe": {"ours": run.record["recipe"]["ours"] | {"accumulation": 3, "checkpointing": True}}}
+    (run.folder / "recipe.yaml").write_text(yaml.safe_dump(older))  # as it was when these were numbers of the recipe
+    assert not started("--resume")[2].checkpointing
+
+
+@pytest.mark.parametrize("setting", ["accumulation=0", "checkpointing=maybe", "sync_batchnorm=1"])
+def test_a_wrong_setting_of_how_a_run_goes_is_one_line(in_tmp, capsys, setting):
+    key, _, value = setting.partition("=")
+    for words in (["--set", setting], [f"--{key}", value]):
+        with pytest.raises(SystemExit):
+            started(*words)
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: --{key}: ") and line.count("\n") == 1 and value in line
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_number_has_a_meaning_and_help_shows_it_with_its_default(block):
+    parser, kind = parser_of(block), recipe_type_of(block)
+    shown = {action.dest: parser._get_formatter()._expand_help(action) for action in parser._actions if action.help}
+    hints, defaults = typing.get_type_hints(kind, include_extras=True), {}
+    for field in dataclasses.fields(kind):
+        assert typing.get_origin(hints[field.name]) is typing.Annotated, field.name
+        (meaning,) = hints[field.name].__metadata__
+        assert meaning and shown[field.name].startswith(f"{meaning} ("), field.name
+        defaults[field.name] = re.search(r", default (.+)\)$", shown[field.name])[1]
+    assert read_recipe(block, kind, defaults)[0] == read_recipe(block, kind, {})[0]
 
 
 @pytest.mark.parametrize("word", ["null", "none", "None"])

@@ -23,8 +23,8 @@ from methods import RealNegativesRecipe, negative_images
 
 NUMBERS = {
     "lr": 0.05, "lr_min": 0.0, "schedule": "cosine", "epochs": 2, "batch_size": 4, "drop_last": False,
-    "crop_size": 32, "scale": [0.5, 2.0], "statistics_batches": 0, "accumulation": 1,
-    "checkpointing": False, "sync_batchnorm": False, "adam_eps": 1e-8, "beta": 0.3, "ignored_are_inliers": False,
+    "crop_size": 32, "scale": [0.5, 2.0], "statistics_batches": 0,
+    "adam_eps": 1e-8, "beta": 0.3, "ignored_are_inliers": False,
     "likelihood_margin": None, "negative_resize": 24, "negative_scale": [1.0, 1.0], "negative_size": 20,
     "negative_antialias": True,
 }  # fmt: skip
@@ -54,13 +54,13 @@ class Network(nn.Module):
         return self.classes(features), self.dataset(features)
 
 
-def train(world, negatives, folder, resume=False, dies_at=None, norm=FrozenNorm, **changes):
+def train(world, negatives, folder, resume=False, dies_at=None, norm=FrozenNorm, accumulation=1, **changes):
     """dies_at  step of the run at which process 1 kills itself, if anyone"""
     numbers = NUMBERS | changes
     recipe = RealNegativesRecipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()})
     record = {"script": "shared", "command": "python shared.py", "seed": 5, "recipe": {"ours": numbers}}
     device = choose_device("cpu", several_processes=True)
-    run = Run(Path(folder), device, seed=5, workers=0, resume=resume, compile=False, record=record)
+    run = Run(Path(folder), device, record, seed=5, resume=resume, accumulation=accumulation)
     torch.manual_seed(run.seed)
     transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)
     patches = MaskedPatches(negative_images(negatives, None, None, []), recipe.negative_resize,

@@ -23,8 +23,7 @@ from models.denseflow import ActNorm
 
 NUMBERS = {
     "lr": 0.1, "lr_min": 0.0, "schedule": "constant", "epochs": 2, "batch_size": 4, "drop_last": True,
-    "crop_size": 4, "scale": (1.0, 1.0), "statistics_batches": 0, "accumulation": 1,
-    "checkpointing": False, "sync_batchnorm": False,
+    "crop_size": 4, "scale": (1.0, 1.0), "statistics_batches": 0,
 }  # fmt: skip
 ONES_SHARE = 3  # of five images, process 0 has so many
 

@@ -35,8 +35,7 @@ class Specks(Dataset):
 
 TINY = Recipe(
     lr=1e-2, lr_min=1e-4, schedule="cosine", epochs=3, batch_size=3, drop_last=True, crop_size=8,
-    scale=(1.0, 1.0), statistics_batches=1, accumulation=1,
-    checkpointing=False, sync_batchnorm=False,
+    scale=(1.0, 1.0), statistics_batches=1,
 )  # fmt: skip
 STEPS = 3  # an epoch has, of ten images in whole batches of three
 
@@ -72,7 +71,8 @@ def red_share(model):
 
 def train(
     folder, workers=0, resume=False, step=tiny_step, dataset=None, validate=red_share, compile=False,
-    precision="float32", validate_every=1, more_state=None, **changes
+    precision="float32", validate_every=1, more_state=None, accumulation=1, checkpointing=False, sync_batchnorm=False,
+    **changes
 ):  # fmt: skip
     recipe = dataclasses.replace(TINY, **changes)
     numbers = dataclasses.asdict(recipe) | {"scale": list(recipe.scale)}
@@ -80,7 +80,8 @@ def train(
     record = {"script": "tiny", "command": command, "seed": 5, "recipe": {"release": numbers}}
     run = Run(
         folder, CPU, record, choose_precision(precision, CPU), seed=5, workers=workers, resume=resume, compile=compile,
-        validate_every=validate_every,
+        validate_every=validate_every, accumulation=accumulation, checkpointing=checkpointing,
+        sync_batchnorm=sync_batchnorm,
     )  # fmt: skip
     torch.manual_seed(run.seed)
     model = tiny_model()
