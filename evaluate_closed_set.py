@@ -11,17 +11,17 @@ from pathlib import Path
 from data import COCO20, Cityscapes, StreetHazards
 from engine import (
     SlidingWindows,
-    choose_device,
     choose_precision,
     evaluated_frames,
     run_script,
     script_parser,
+    start_process,
     write_results,
 )
 from engine.evaluate import predicted_classes
 from engine.files import require_writable
 from engine.flags import add_heads_flag
-from engine.processes import main_process_first, merged, rank
+from engine.processes import gather_merged, is_main_process, main_process_first
 from engine.report import evaluation_record, published_tables, require_same_weights
 from metrics import ConfusionMatrix, classes_averaged
 from models import (
@@ -65,7 +65,7 @@ def main(argv=None):
     )
     add_heads_flag(parser)
     args = parser.parse_args(argv)
-    device = choose_device(args.device, several_processes=True)
+    device = start_process(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
     require_same_weights(args.folder, args.params)
@@ -88,8 +88,8 @@ def main(argv=None):
     model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
     for frame in evaluated_frames(model, dataset, device, args.workers, precision=precision):
         confusion.update(predicted_classes(frame.class_logits), frame.labels)
-    confusion = merged(confusion)
-    if rank():
+    confusion = gather_merged(confusion)
+    if not is_main_process():
         return None
     iou = confusion.iou()
     results = {

@@ -27,7 +27,6 @@ from data import (
 )
 from engine import (
     SlidingWindows,
-    choose_device,
     choose_precision,
     evaluated_frames,
     evenly_spread,
@@ -36,6 +35,7 @@ from engine import (
     run_script,
     save_pictures,
     script_parser,
+    start_process,
     write_results,
 )
 from engine.curves import distribution_of
@@ -43,7 +43,7 @@ from engine.device import peak_memory
 from engine.files import require_writable
 from engine.flags import add_pictures_flag, add_tile_flags, check_tile
 from engine.pictures import heat_range, heat_sample
-from engine.processes import from_all_processes, from_process_0, in_order, merged, rank
+from engine.processes import broadcast, gather, gather_merged, gather_sorted, is_main_process
 from engine.report import (
     FrameRanking,
     evaluation_record,
@@ -146,7 +146,7 @@ def main(argv=None):
     add_pictures_flag(parser)
     args = parser.parse_args(argv)
     check_tile(parser, args)
-    device = choose_device(args.device, several_processes=True)
+    device = start_process(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
     require_same_weights(args.folder, args.params)
@@ -190,12 +190,12 @@ def main(argv=None):
                     shown[frame.number] = picture_of(frame, scores)
         images[frame.number] = figures
 
-    images, shown, heat = in_order(images), in_order(shown), in_order(heat)
-    ranking, pooled = merged(ranking), {name: merged(metrics) for name, metrics in pooled.items()}
+    images, shown, heat = gather_sorted(images), gather_sorted(shown), gather_sorted(heat)
+    ranking, pooled = gather_merged(ranking), {name: gather_merged(metrics) for name, metrics in pooled.items()}
     sizes = benchmark.component_sizes
     components = {name: component_figures(pooled[name], maps[name], sizes) for name in names} if sizes else {}
-    memory = list(from_all_processes(peak_memory(device)))
-    if rank():
+    memory = list(gather(peak_memory(device)))
+    if not is_main_process():
         return None
 
     results = {"dataset": args.dataset, "weights": args.params, "network": network}
@@ -270,14 +270,14 @@ def component_figures(metrics: AnomalyMetrics, maps: list[tuple], sizes: dict[st
     Without any outlier there is no threshold, and all are NaN. Of several processes each looks at its own frames, and
     process 0 gets the figures of all.
     """
-    threshold, pixel_f1 = from_process_0(None if rank() else metrics.best_f1_threshold())
+    threshold, pixel_f1 = broadcast(metrics.best_f1_threshold() if is_main_process() else None)
     if math.isnan(threshold):
         counts = {"true_components": 0, "predicted_components": math.nan}
         return dict.fromkeys(COMPONENT_FIGURES, math.nan) | counts | {"threshold": threshold, "pixel_F1": pixel_f1}
     components = ComponentMetrics(threshold, **sizes)
     for scores, labels in maps:
         components.update(scores, labels)
-    return merged(components).compute() | {"threshold": threshold, "pixel_F1": pixel_f1}
+    return gather_merged(components).compute() | {"threshold": threshold, "pixel_F1": pixel_f1}
 
 
 def component_table(figures: dict[str, dict]) -> list[list]:

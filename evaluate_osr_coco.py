@@ -16,7 +16,6 @@ import numpy as np
 from data import COCO20, IGNORE
 from engine import (
     SlidingWindows,
-    choose_device,
     choose_precision,
     evaluated_frames,
     evenly_spread,
@@ -26,13 +25,14 @@ from engine import (
     run_script,
     save_pictures,
     script_parser,
+    start_process,
     write_results,
 )
 from engine.curves import distribution_of
 from engine.files import require_writable
 from engine.flags import add_heads_flag, add_pictures_flag, share, whole_number
 from engine.pictures import heat_range, heat_sample
-from engine.processes import from_process_0, in_order, main_process_first, merged, rank
+from engine.processes import broadcast, gather_merged, gather_sorted, is_main_process, main_process_first
 from engine.report import (
     FrameRanking,
     evaluation_record,
@@ -77,7 +77,7 @@ def main(argv=None):
     )
     add_pictures_flag(parser)
     args = parser.parse_args(argv)
-    device = choose_device(args.device, several_processes=True)
+    device = start_process(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
     require_same_weights(args.folder, args.model)
@@ -116,13 +116,13 @@ def main(argv=None):
         if frame.number in drawn:
             shown[frame.number] = picture_of(frame, scores)
 
-    anomaly = merged(anomaly)
-    threshold = from_process_0(None if rank() else anomaly.threshold(args.tpr))
+    anomaly = gather_merged(anomaly)
+    threshold = broadcast(anomaly.threshold(args.tpr) if is_main_process() else None)
     for scores, prediction, labels in kept if not math.isnan(threshold) else []:
         opened.update(np.where(scores >= threshold, COCO20.num_classes, prediction), labels)
-    shown, heat = in_order(shown), in_order(heat)
-    closed, opened, ranking = merged(closed), merged(opened), merged(ranking)
-    if rank():
+    shown, heat = gather_sorted(shown), gather_sorted(heat)
+    closed, opened, ranking = gather_merged(closed), gather_merged(opened), gather_merged(ranking)
+    if not is_main_process():
         return None
 
     def with_open_prediction(picture):

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 
 from data import StreetHazards
 from engine import (
-    choose_device,
     choose_precision,
     evaluated_frames,
     evenly_spread,
@@ -26,13 +25,14 @@ from engine import (
     run_script,
     save_pictures,
     script_parser,
+    start_process,
     write_results,
 )
 from engine.curves import distribution_of
 from engine.files import require_writable
 from engine.flags import add_pictures_flag, share
 from engine.pictures import heat_range, heat_sample
-from engine.processes import from_process_0, in_order, merged, rank
+from engine.processes import broadcast, gather_merged, gather_sorted, is_main_process
 from engine.report import (
     FrameRanking,
     evaluation_record,
@@ -72,7 +72,7 @@ def main(argv=None):
     )
     add_pictures_flag(parser)
     args = parser.parse_args(argv)
-    device = choose_device(args.device, several_processes=True)
+    device = start_process(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
 
@@ -100,11 +100,11 @@ def main(argv=None):
         anomaly = AnomalyMetrics()
         for frame in evaluated_frames(model, dataset, device, args.workers, f"calibrating on {town}", precision):
             anomaly.update(*halved(score(frame), frame.labels))
-        anomaly = merged(anomaly)
-        calibrated[town] = from_process_0(None if rank() else anomaly.threshold(args.tpr))
+        anomaly = gather_merged(anomaly)
+        calibrated[town] = broadcast(anomaly.threshold(args.tpr) if is_main_process() else None)
         if math.isnan(calibrated[town]):
             print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=" at half resolution"))
-        if not rank():
+        if is_main_process():
             distributions[f"{score_name}, {town} at half resolution"] = distribution_of(anomaly, args.tpr)
 
     shown, heat, ranking, before = {}, {}, FrameRanking(math.ceil(args.pictures / 2)), 0
@@ -125,9 +125,9 @@ def main(argv=None):
             if frame.number in drawn:
                 shown[number] = picture_of(frame, scores, prediction)
         before += len(dataset)
-    shown, heat, ranking = in_order(shown), in_order(heat), merged(ranking)
-    closed, opened = ({town: merged(matrix) for town, matrix in each.items()} for each in (closed, opened))
-    if rank():
+    shown, heat, ranking = gather_sorted(shown), gather_sorted(heat), gather_merged(ranking)
+    closed, opened = ({town: gather_merged(matrix) for town, matrix in each.items()} for each in (closed, opened))
+    if not is_main_process():
         return None
 
     figures = {

@@ -69,7 +69,7 @@ def main(argv=None):
     state = {"model": model, "optimizer": optimizer} | flow.state
     steps = {"optimizer": hybrid_step(recipe, flow.paste), "flow_optimizer": flow.step}
     validate = hybrid_validation(val_set, pasted_val_set, run, windows)
-    return fit(steps, state, train_set, recipe, run, validate, best=flow.best, draw=flow.save_picture)
+    return fit(steps, state, train_set, recipe, run, validate, best=flow.best, save_picture=flow.save_picture)
 
 
 if __name__ == "__main__":

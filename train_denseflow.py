@@ -105,8 +105,8 @@ def main(argv=None):
     if not run.resume:
         print(f"before training: {validate(flow.eval())['bits_per_dimension']:.3f} bits per dimension")
     figures = {"best": "bits_per_dimension", "fractions": False, "lower_is_better": True}
-    draw = samples_picture(recipe.sampled_images, recipe.crop_size, run)
-    return fit(likelihood_step(), state, train_set, recipe, run, validate, draw=draw, **figures)
+    save_picture = samples_picture(recipe.sampled_images, recipe.crop_size, run)
+    return fit(likelihood_step(), state, train_set, recipe, run, validate, save_picture=save_picture, **figures)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from benchmarks.sides import MIB, benchmark_parser, column_table, in_turns, mach
 from benchmarks.training_step import always_checkpointing
 from data import paste
 from engine import Step, run_script
-from engine.device import choose_device
+from engine.device import start_process
 from engine.loader import to_device
 from engine.precision import Precision, choose_precision
 from engine.readings import Readings
@@ -403,7 +403,7 @@ def main():
     parser.add_argument("--shrink", type=int, default=1, help="divide all sides of images by this, for a trial")
     parser.add_argument("--batch", type=int, help="images in a batch, for a trial")
     args = parser.parse_args()
-    device, sizes = choose_device(args.device), Sizes(args.shrink, args.batch)
+    device, sizes = start_process(args.device), Sizes(args.shrink, args.batch)
     usual = COLUMNS if device.type == "cuda" else (PLAIN, "float32", "bfloat16")
     columns = [column for column in COLUMNS if column in (args.columns or usual)]
 

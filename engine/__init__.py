@@ -3,7 +3,7 @@
 The engine knows no model, data set or loss: the scripts introduce them.
 """
 
-from engine.device import choose_device
+from engine.device import start_process
 from engine.evaluate import (
     anomaly_figures,
     closed_set_figures,
@@ -35,7 +35,6 @@ __all__ = [
     "anomaly_figures",
     "argument_parser",
     "batches",
-    "choose_device",
     "choose_precision",
     "closed_set_figures",
     "evaluated_frames",
@@ -54,6 +53,7 @@ __all__ = [
     "save_pictures",
     "save_samples",
     "script_parser",
+    "start_process",
     "start_run",
     "to_device",
     "write_results",

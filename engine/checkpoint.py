@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.files import write_whole
-from engine.processes import rank
+from engine.processes import is_main_process, rank
 from engine.record import check_same_recipe, flat_recipe
 from engine.run import Run
 from errors import MissingFile, WrongInput, message_of
@@ -46,7 +46,7 @@ class Progress:
 
 def save_run(state: dict[str, Any], progress: Progress, run: Run, samples: int) -> None:
     """last.pt: all that the run needs to go on; the one before becomes last.pt.1. Process 0 writes."""
-    if rank():
+    if not is_main_process():
         return
     parts = {name: part.state_dict() for name, part in state.items()}
     tensors = {name: count_tensors(part) for name, part in parts.items()}  # see parts_problem
@@ -66,7 +66,7 @@ def restore_run(state: dict[str, Any], run: Run, samples: int) -> Progress:
     path = run.folder / LAST
     if not path.exists():
         lost = f"process {rank()} does not see {path}; all processes need the same logs/"
-        raise MissingFile(lost if rank() else f"no {path}. {way_out(run.folder)}")
+        raise MissingFile(lost if not is_main_process() else f"no {path}. {way_out(run.folder)}")
     try:
         saved = load(path)
     except WrongInput as error:

@@ -1,4 +1,4 @@
-"""The device of a process: chosen and made the current one, its name, and the memory that is taken of it."""
+"""The start of a process on its device, the device's name, and the memory that is taken of it."""
 
 import platform
 import sys
@@ -9,11 +9,13 @@ from engine.processes import check_launcher, join_processes, world_size
 from errors import WrongInput
 
 
-def choose_device(name: str | None, several_processes: bool = False) -> torch.device:
-    """The named device, else a GPU if there is one, else the CPU; a GPU has its index, and is made the current one.
+def start_process(name: str | None, several_processes: bool = False) -> torch.device:
+    """This process's device: the named one, else a GPU if there is one, else the CPU. A GPU becomes the current one.
 
-    several_processes  whether torchrun may start the script; its process then joins the others here
-    Raises ValueError for a device that is not there, and for several processes where there may be but one.
+    several_processes  whether torchrun may start the script; the process then joins the others here, ends with them,
+                       and prints nothing unless it is process 0
+
+    Raises WrongInput for a device that is not there, and for several processes where there may be but one.
     """
     check_launcher()
     if name is None:

@@ -17,7 +17,7 @@ from engine.files import write_whole
 from engine.loader import batches, evaluation_loader, to_device
 from engine.pictures import Picture
 from engine.precision import FLOAT32, Precision
-from engine.processes import from_process_0, merged, progress_bar, rank, world_size
+from engine.processes import broadcast, gather_merged, progress_bar, rank, world_size
 from engine.run import Run
 from engine.windows import check_sides
 from errors import OutOfMemory
@@ -162,7 +162,7 @@ def closed_set_figures(model: nn.Module, dataset: Dataset, num_classes: int, run
     confusion = ConfusionMatrix(num_classes)
     for frame in evaluated_frames(model, dataset, run.device, run.workers, "validating", run.precision):
         confusion.update(predicted_classes(frame.class_logits), frame.labels)
-    return from_process_0({"mIoU": merged(confusion).miou()})
+    return broadcast({"mIoU": gather_merged(confusion).miou()})
 
 
 def anomaly_figures(
@@ -178,7 +178,7 @@ def anomaly_figures(
     anomaly = BoundedAnomalyMetrics()
     for frame in evaluated_frames(model, dataset, run.device, run.workers, "validating", run.precision):
         anomaly.update(score(frame.class_logits, frame.dataset_logits), frame.labels)
-    figures = from_process_0(merged(anomaly).compute())
+    figures = broadcast(gather_merged(anomaly).compute())
     return {name: figures[name] for name in ("AP", "FPR95")}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.processes import rank
+from engine.processes import is_main_process
 from errors import UnusableFile, reason_of
 
 
@@ -70,7 +70,7 @@ def require_writable(folder: str | Path, flag: str) -> None:
     folder  the flag's value, or what becomes of it; its parents need not be there
     Raises UnusableFile with the reason. Of several processes, process 0 writes and looks.
     """
-    if rank():
+    if not is_main_process():
         return
     folder, made = Path(folder), []
     try:
@@ -81,8 +81,8 @@ def require_writable(folder: str | Path, flag: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         link = " (a link that leads nowhere)" if os.path.islink(place) and not os.path.exists(place) else ""
-        told = f"{flag}: {folder} cannot be written, {place}{link}: {reason_of(error)}"
-        raise UnusableFile(error.errno, told) from error
+        message = f"{flag}: {folder} cannot be written, {place}{link}: {reason_of(error)}"
+        raise UnusableFile(error.errno, message) from error
     finally:
         for place in reversed(made):
             with contextlib.suppress(OSError):

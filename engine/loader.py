@@ -220,5 +220,5 @@ def same_noise(device: torch.device) -> Iterator[None]:
 def leave_interrupts_to_the_main_process(worker: int) -> None:
     """Also, a batch that the interrupted main process did not fetch to its end is no error to print."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    told = sys.excepthook
-    sys.excepthook = lambda kind, *error: None if issubclass(kind, (ConnectionError, EOFError)) else told(kind, *error)
+    show = sys.excepthook
+    sys.excepthook = lambda kind, *error: None if issubclass(kind, (ConnectionError, EOFError)) else show(kind, *error)

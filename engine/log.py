@@ -17,7 +17,7 @@ from tqdm import tqdm
 from engine.device import peak_memory
 from engine.evaluate import without_nan
 from engine.files import write_whole
-from engine.processes import rank
+from engine.processes import is_main_process
 from engine.readings import Readings
 from engine.run import Run
 from errors import NotFinite, UnusableFile
@@ -33,7 +33,7 @@ class RunLog:
 
     def __init__(self, run: Run, steps_done: int):
         self.terms: dict[str, float] = {}  # of the last step
-        self.writes = not rank()
+        self.writes = is_main_process()
         if not self.writes:
             return
         path = run.folder / "log.jsonl"
@@ -185,7 +185,7 @@ class Clock:
 
 def print_epoch(title: str, figures: dict[str, float] | None, fractions: bool, cost: dict[str, float]) -> None:
     """The figures, fractions as percent and others as they are, and what the epoch took; process 0 prints."""
-    if rank():
+    if not is_main_process():
         return
     parts = [
         f"{name} {100 * value:.1f} %" if fractions else f"{name} {value:.3f}" for name, value in (figures or {}).items()

@@ -1,6 +1,6 @@
-"""One run as several processes, started by torchrun: who is who, what they tell each other, and how they end.
+"""One run as several processes, started by torchrun: who is who, what they exchange, and how they end.
 
-A run of one process takes the same path: it is process 0 of 1, and there is nobody to tell.
+A run of one process takes the same path: it is process 0 of 1, and there is nothing to exchange.
 """
 
 import contextlib
@@ -28,6 +28,10 @@ LOST_NEIGHBOUR = ("Connection closed by peer", "Connection reset by peer", "Brok
 def rank() -> int:
     """This process's number, 0 .. world_size() - 1; process 0 alone writes files and talks."""
     return launchers_number("RANK", 0) if world_size() > 1 else 0
+
+
+def is_main_process() -> bool:
+    return rank() == 0
 
 
 def world_size() -> int:
@@ -102,7 +106,7 @@ def join_processes(device: torch.device) -> torch.device:
             "or unset WORLD_SIZE to run as one"
         ) from error
     signal.signal(signal.SIGTERM, end_with_the_others)
-    if rank():
+    if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return device
 
@@ -114,11 +118,11 @@ def leave_processes() -> None:
 
 def end_with_the_others(*_) -> None:
     sys.exit(
-        told_by("stopped by SIGTERM; torchrun sends it where another process has ended, or where it is ended itself")
+        error_line("stopped by SIGTERM; torchrun sends it where another process has ended, or where it is ended itself")
     )
 
 
-def told_by(message: str) -> str:
+def error_line(message: str) -> str:
     """An error's text, which says whose it is where there are several processes."""
     try:
         alone = world_size() == 1
@@ -144,10 +148,10 @@ def lost_neighbour_explained() -> Iterator[None]:
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
     """What is inside is done by process 0, then by the others, which find the files that it wrote."""
-    if rank():
+    if not is_main_process():
         wait_for_all()
     yield
-    if not rank():
+    if is_main_process():
         wait_for_all()
 
 
@@ -156,7 +160,7 @@ def wait_for_all() -> None:
         dist.all_reduce(torch.zeros(1))  # not barrier(), which would take a GPU for it
 
 
-def summed(numbers: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def all_reduce_sum(numbers: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The same numbers in every process: by name, summed over all of them. Of one process as they are."""
     if not dist.is_initialized():
         return numbers
@@ -165,7 +169,7 @@ def summed(numbers: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return dict(zip(numbers, total, strict=True))
 
 
-def from_process_0(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The value that process 0 has, in every process."""
     if not dist.is_initialized():
         return value
@@ -174,12 +178,12 @@ def from_process_0(value: Any) -> Any:
     return box[0]
 
 
-def from_all_processes(value: Any) -> Iterator[Any]:
+def gather(value: Any) -> Iterator[Any]:
     """In process 0 the value of each process, in their order, one at a time; in the others nothing.
 
     Every process must go through it to the end.
     """
-    if rank():
+    if not is_main_process():
         dist.send_object_list([value], dst=0, device=torch.device("cpu"))
         return
     yield value
@@ -189,21 +193,21 @@ def from_all_processes(value: Any) -> Iterator[Any]:
         yield box[0]
 
 
-def merged(metrics: Any) -> Any:
+def gather_merged(metrics: Any) -> Any:
     """In process 0 what all processes have counted, by merge(); in the others what they have counted themselves.
 
     metrics  any object whose merge(other) takes over the counts of another, such as AnomalyMetrics
     """
-    for process, other in enumerate(from_all_processes(metrics)):
+    for process, other in enumerate(gather(metrics)):
         if process:
             metrics.merge(other)
     return metrics
 
 
-def in_order(records: dict[int, Any]) -> list[Any]:
+def gather_sorted(records: dict[int, Any]) -> list[Any]:
     """In process 0 the records of all processes in the order of their numbers; in the others their own."""
     together = dict(records)
-    for other in from_all_processes(records):
+    for other in gather(records):
         together |= other
     return [together[number] for number in sorted(together)]
 
@@ -225,4 +229,4 @@ def same_buffers(network: nn.Module) -> None:
 
 def progress_bar(total: int, title: str) -> tqdm:
     """Shown by process 0 alone, and only on a terminal."""
-    return tqdm(total=total, desc=title, leave=False, dynamic_ncols=True, disable=True if rank() else None)
+    return tqdm(total=total, desc=title, leave=False, dynamic_ncols=True, disable=None if is_main_process() else True)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from engine.files import write_whole
 from engine.inputs import FILES, differences, files_of
 from engine.lock import FolderLock
-from engine.processes import rank
+from engine.processes import is_main_process
 from engine.recipe import PROJECT
 from engine.run import Run
 from errors import FileInTheWay, WrongInput
@@ -67,7 +67,7 @@ def run_folder(run: Run) -> Iterator[None]:
 
     Raises FileInTheWay where another process made the folder or holds its lock.
     """
-    if rank():
+    if not is_main_process():
         yield
         return
     try:

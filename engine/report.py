@@ -30,7 +30,7 @@ from engine.page import (
 )
 from engine.pictures import Colours, Picture, save_pictures
 from engine.precision import Precision
-from engine.processes import launch_command, rank, world_size
+from engine.processes import is_main_process, launch_command, world_size
 from engine.recipe import PROJECT
 from engine.record import git_revision
 from errors import FileInTheWay, UnusableFile, WrongInput, message_of
@@ -93,7 +93,7 @@ def require_same_weights(folder: Path, weights: str | Path) -> None:
         before, digest = record["weights"], record["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if not rank() and Path(weights).is_file() and digest != sha256(weights):
+    if is_main_process() and Path(weights).is_file() and digest != sha256(weights):
         raise FileInTheWay(
             f"{folder} holds the results of other weights, {before}; give a --folder of their own to those of {weights}"
         )

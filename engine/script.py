@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.loader import dead_worker_explained
-from engine.processes import leave_processes, lost_neighbour_explained, told_by
+from engine.processes import error_line, leave_processes, lost_neighbour_explained
 from errors import message_of
 
 
@@ -34,7 +34,7 @@ def run_script(main: Callable[[], Any]) -> None:
         message = message_of(error)
         if message is None:
             raise
-        sys.exit(told_by(message))
+        sys.exit(error_line(message))
 
 
 def output_is_gone() -> bool:

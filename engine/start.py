@@ -10,12 +10,12 @@ import torch
 import torchvision
 import yaml
 
-from engine.device import choose_device, device_name
+from engine.device import device_name, start_process
 from engine.files import require_writable
 from engine.flags import Parser, argument_parser
 from engine.inputs import inputs_of
 from engine.precision import choose_precision
-from engine.processes import launch_command, rank, wait_for_all, world_size
+from engine.processes import is_main_process, launch_command, wait_for_all, world_size
 from engine.recipe import Recipe, meanings, read_recipe, type_name
 from engine.record import check_folder, git_revision
 from engine.run import Run
@@ -56,7 +56,7 @@ def start_run(
         "inputs": given_inputs(parser, args, recipe_type),
         "run": {flag: getattr(args, flag) for flag in parser.run_flags if flag not in ("device", "precision")},
     }
-    device = choose_device(args.device, several_processes=True)
+    device = start_process(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     record |= {"device": device_name(device), "precision": precision.name}
     run = Run(
@@ -128,7 +128,7 @@ def check_run(run: Run, cache: str | None) -> None:
     """Find out before any work whether the run can be: its device, its folder, and what it would go on with."""
     if run.sync_batchnorm and run.device.type != "cuda":
         raise WrongInput(f"sync_batchnorm true needs GPUs, and this run is on {run.device}: set --sync_batchnorm false")
-    if not rank():
+    if is_main_process():
         check_folder(run)
     require_writable(run.folder, "--exp_name")
     if cache is not None:

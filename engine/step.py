@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.graphs import Replay
 from engine.precision import Precision
-from engine.processes import summed, world_size
+from engine.processes import all_reduce_sum, world_size
 from engine.recipe import Recipe
 from engine.run import Run
 from errors import WrongInput
@@ -35,7 +35,7 @@ class Step(NamedTuple):
     fixed: bool = False
 
 
-class Trained(nn.Module):
+class LossModule(nn.Module):
     """A loss as a module of the networks whose weights it trains, as DistributedDataParallel wants it."""
 
     def __init__(self, loss: Callable[..., dict[str, Tensor]], networks: list[nn.Module]):
@@ -72,7 +72,7 @@ class Update:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype is torch.float16)
         weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         own = [network for network in networks if any(id(weight) in weights for weight in network.parameters())]
-        self.loss = Trained(step.loss, own)
+        self.loss = LossModule(step.loss, own)
         if world_size() > 1:
             # Of weights (1, C, 1, 1) all layouts are one; it warns of them.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -85,7 +85,7 @@ class Update:
         with self.precision.autocast(self.device):
             inputs = self.step.prepare(*tensors) if self.step.prepare else tensors
         counts = self.step.counts(*inputs) if self.step.counts else {"images": len(inputs[0])}
-        return (self.replay or self.compute)(list(inputs), summed(counts, self.device))
+        return (self.replay or self.compute)(list(inputs), all_reduce_sum(counts, self.device))
 
     def compute(self, inputs: list[Tensor], counts: dict[str, Any]) -> dict[str, Tensor]:
         images = len(inputs[0])
@@ -104,7 +104,7 @@ class Update:
                 # The exchange takes the mean over processes, where the sum is meant.
                 self.scaler.scale(world_size() * sum(terms.values())).backward()
             total = {name: total.get(name, 0) + term.detach() for name, term in terms.items()}
-        return summed(total, self.device)
+        return all_reduce_sum(total, self.device)
 
     def forget(self) -> None:
         """Let go of what is kept from step to step: gradients, and on a GPU the recorded pass."""
@@ -115,7 +115,7 @@ class Update:
     def parts_of(self, images: int) -> int:
         """In how many parts this process's images are taken: as many as in the others, as SyncBatchNorm needs it."""
         if self.parts > 1 and world_size() > 1:
-            images = int(summed({"images": images}, self.device)["images"]) // world_size()
+            images = int(all_reduce_sum({"images": images}, self.device)["images"]) // world_size()
         return min(self.parts, images)
 
     def apply(self) -> dict[str, Tensor]:

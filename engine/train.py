@@ -24,7 +24,7 @@ from engine.checkpoint import Progress
 from engine.loader import batches, batches_on_device, sample_seed, to_device, training_loader
 from engine.log import Clock, Number, RunLog, StepNumbers, TakenStep, print_epoch
 from engine.precision import Precision
-from engine.processes import average_buffers, from_process_0, progress_bar, rank, same_buffers, world_size
+from engine.processes import average_buffers, broadcast, is_main_process, progress_bar, rank, same_buffers, world_size
 from engine.recipe import Recipe
 from engine.record import begin_record, continue_record, run_folder
 from engine.run import Run
@@ -45,18 +45,18 @@ def fit(
     best: str,
     fractions: bool = True,
     lower_is_better: bool = False,
-    draw: Callable[[nn.Module, Path], None] | None = None,
+    save_picture: Callable[[nn.Module, Path], None] | None = None,
 ) -> dict[str, float]:
     """Train state["model"] for recipe.epochs and return the last validation figures.
 
-    steps      a Step, or just its loss: (model, *tensors of a batch) -> loss terms by name, ready to sum. Where a batch
-               is used more than once: {name of an optimizer in the state: its step}, taken in this order
-    state      the model, the optimizer and whatever else has a state_dict to go into the checkpoints. "optimizer"
-               follows the recipe's schedule; learning rate schedules of torch in it are stepped once an epoch
-    dataset    samples (image, labels, ..., name), see engine.loader
-    validate   the model in eval mode -> figures by name; `best` names the one that chooses best.pth
-    fractions  whether the figures are fractions, which are shown as percent
-    draw       (model in eval mode, path): a picture of how far it is, after every validation
+    steps         a Step, or just its loss: (model, *tensors of a batch) -> loss terms by name, ready to sum. Where a
+                  batch is used more than once: {name of an optimizer in the state: its step}, taken in this order
+    state         the model, the optimizer and whatever else has a state_dict to go into the checkpoints. "optimizer"
+                  follows the recipe's schedule; learning rate schedules of torch in it are stepped once an epoch
+    dataset       samples (image, labels, ..., name), see engine.loader
+    validate      the model in eval mode -> figures by name; `best` names the one that chooses best.pth
+    fractions     whether the figures are fractions, which are shown as percent
+    save_picture  (model in eval mode, path): of how far it is, after every validation
 
     A run stopped at any moment goes on with --resume from its last.pt and ends with the same weights on a CPU. Of
     several processes (torchrun) each takes its share of every batch and of the validation; process 0 writes.
@@ -79,7 +79,7 @@ def fit(
                 if (epoch + 1) % run.validate_every == 0 or epoch + 1 == recipe.epochs:
                     prepare_validation(model, updates, loader, recipe, run)
                     picture = run.folder / "pictures" / f"epoch_{epoch + 1:03d}.png"
-                    figures = validated(model, validate, draw, picture, log)
+                    figures = validated(model, validate, save_picture, picture, log)
                 log.epoch(epoch, progress.step, figures, cost := clock.cost())
                 print_epoch(f"epoch {epoch + 1}/{recipe.epochs}", figures, fractions, cost)
                 progress.epoch = epoch + 1
@@ -164,9 +164,9 @@ def networks_of(state: dict[str, Any]) -> list[nn.Module]:
 
 def begin(state: dict[str, Any], dataset: Dataset, run: Run) -> Progress:
     """Where the run begins: at its last.pt, which is loaded into the state, or at nothing; recipe.yaml says so."""
-    resumed = from_process_0(run.resume and checkpoint.can_be_resumed(run.folder))
+    resumed = broadcast(run.resume and checkpoint.can_be_resumed(run.folder))
     progress = checkpoint.restore_run(state, run, len(dataset)) if resumed else Progress()
-    if not rank():
+    if is_main_process():
         if resumed:
             continue_record(run, dataset, progress.epoch)
         else:
@@ -212,7 +212,7 @@ def train_epoch(
             bar.update()
         taken.take(everything=True)
     for name, count in taken.left_out.items():
-        if count == len(loader) and not rank():
+        if count == len(loader) and is_main_process():
             tqdm.write(f"note: {name} took none of the epoch's {count} steps, for its float16 gradients overflowed")
     return steps_done
 
@@ -253,15 +253,15 @@ def prepare_validation(
 def validated(
     model: nn.Module,
     validate: Callable[[nn.Module], dict[str, float]],
-    draw: Callable[[nn.Module, Path], None] | None,
+    save_picture: Callable[[nn.Module, Path], None] | None,
     picture: Path,
     log: RunLog,
 ) -> dict[str, float]:
-    """The figures that process 0 has, in every process; the picture is drawn."""
+    """The figures that process 0 has, in every process; the picture is saved."""
     try:
-        figures = from_process_0(validate(model))
-        if draw and not rank():
-            draw(model, picture)
+        figures = broadcast(validate(model))
+        if save_picture and is_main_process():
+            save_picture(model, picture)
     except FloatingPointError as error:
         raise NotFinite(f"{error}; terms of the last step: {log.terms}") from error
     return figures
@@ -295,7 +295,7 @@ def estimate_statistics(
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Written by process 0, which has what the others have."""
-    if not rank():
+    if is_main_process():
         checkpoint.save(network.state_dict(), path)
 
 

@@ -91,7 +91,7 @@ class FlowNegatives:
 
     @torch.no_grad()
     def save_picture(self, model: nn.Module, path: Path) -> None:
-        """Eight samples, as fit's `draw` wants it."""
+        """Eight samples, as fit's `save_picture` wants it."""
         side = self.recipe.patch_sides[1]
         with same_noise(self.device):
             save_samples(path, self.flow.sample(8, side, side), columns=4)

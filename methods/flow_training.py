@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from engine import Run, Step, batches, evaluation_loader, same_noise, save_samples, to_device
-from engine.processes import rank, summed, world_size
+from engine.processes import all_reduce_sum, rank, world_size
 from losses import bits_per_dimension
 from models.denseflow import DenseFlow
 
@@ -46,14 +46,14 @@ def likelihood_validation(val_set: Dataset, batch_size: int, run: Run) -> Callab
             for tensors, _ in batches(share):
                 crops = (255 * to_device(tensors, run.device)[0]).round()
                 bits += [bits_per_dimension(log_prob, crops[0].numel()).item() for log_prob in flow(crops)[:, None]]
-        total = summed({"bits": sum(bits), "images": len(bits)}, run.device)
+        total = all_reduce_sum({"bits": sum(bits), "images": len(bits)}, run.device)
         return {"bits_per_dimension": float(total["bits"] / total["images"])}
 
     return validate
 
 
 def samples_picture(count: int, side: int, run: Run) -> Callable[[DenseFlow, Path], None]:
-    """A square sheet of samples of side x side pixels, as fit's `draw` wants it."""
+    """A square sheet of samples of side x side pixels, as fit's `save_picture` wants it."""
 
     @torch.no_grad()
     def save_picture(flow: DenseFlow, path: Path) -> None:

@@ -32,7 +32,7 @@ from data import AnomalyTrack, Cityscapes, FishyscapesStatic, ImageFolder, LostA
 from data.decoding import MAX_PIXELS
 from data.files import open_image, read_labels
 from data.smiyc import LABEL_ENDING
-from engine import SlidingWindows, choose_device, choose_precision, evaluated_frames, run_script, script_parser
+from engine import SlidingWindows, choose_precision, evaluated_frames, run_script, script_parser, start_process
 from engine.files import require_writable, write_whole
 from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
 from engine.precision import Precision
@@ -95,7 +95,7 @@ def main(argv=None):
 
     if not has_dataset_head(args.params):
         raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
-    device = choose_device(args.device)
+    device = start_process(args.device)
     precision = choose_precision(args.precision, device)
     model = load_network(lambda: NETWORKS[args.network](args.num_classes, True), args.params).to(device)
     model = fast_inference(model, precision.dtype, precision.memory_format)

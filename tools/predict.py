@@ -39,11 +39,11 @@ from data.listing import files_below, say_left_out, why_no_file
 from engine import (
     SlidingWindows,
     batches,
-    choose_device,
     choose_precision,
     evaluation_loader,
     run_script,
     script_parser,
+    start_process,
     to_device,
 )
 from engine.files import require_writable, sha256, write_whole
@@ -116,7 +116,7 @@ def main(argv=None):
     if args.heat_range and not args.heat_range[0] < args.heat_range[1]:
         parser.error(f"--heat_range {args.heat_range[0]:g} {args.heat_range[1]:g}: LOW must be below HIGH")
     args.classes = args.classes or NETWORKS[args.network]
-    device, known = choose_device(args.device), CLASSES[args.classes]
+    device, known = start_process(args.device), CLASSES[args.classes]
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
 

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from engine import Recipe
-from engine.device import choose_device
+from engine.device import start_process
 from engine.flags import script_parser
-from engine.processes import join_processes, lost_neighbour_explained, rank, told_by, world_size
+from engine.processes import error_line, join_processes, lost_neighbour_explained, rank, world_size
 from engine.script import run_script
 from engine.step import smallest_part
 from tests.support import shared_pieces
@@ -95,7 +95,7 @@ def test_fewer_images_in_the_last_batch_than_processes_are_refused():
 @pytest.mark.usefixtures("two")
 def test_a_script_for_one_process_refuses_several():
     with pytest.raises(ValueError, match="was started as 2 processes and runs as one: start it with python"):
-        choose_device("cpu")
+        start_process("cpu")
 
 
 @pytest.mark.usefixtures("two")
@@ -132,10 +132,10 @@ def test_a_lost_neighbour_is_told_and_other_errors_stay(monkeypatch):
 
 
 def test_an_error_says_whose_it_is_where_there_are_several(monkeypatch):
-    assert told_by("no data") == "error: no data"
+    assert error_line("no data") == "error: no data"
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
-    assert told_by("no data") == "error (process 2 of 4): no data"
+    assert error_line("no data") == "error (process 2 of 4): no data"
 
 
 # Leftovers of a cluster
@@ -157,13 +157,13 @@ def test_processes_that_no_launcher_started_are_refused_in_one_line(left, severa
     with pytest.raises(
         SystemExit, match=r"^error.*: WORLD_SIZE=2 is set in the environment .*: unset WORLD_SIZE to run"
     ):
-        run_script(lambda: choose_device("cpu", several_processes=several))
+        run_script(lambda: start_process("cpu", several_processes=several))
 
 
 @pytest.mark.parametrize("empty", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 def test_an_empty_variable_of_a_launcher_is_none(empty, monkeypatch):
     monkeypatch.setenv(empty, "")
-    assert choose_device("cpu", several_processes=True) == torch.device("cpu")
+    assert start_process("cpu", several_processes=True) == torch.device("cpu")
     assert script_parser("").parse_args([]).workers >= 1 and (rank(), world_size()) == (0, 1)
 
 
@@ -172,7 +172,7 @@ def test_an_empty_variable_of_a_launcher_is_none(empty, monkeypatch):
 def test_a_variable_of_a_launcher_that_is_no_number_is_one_line(name, word, monkeypatch):
     def main():
         script_parser("").parse_args([])
-        choose_device("cpu", several_processes=True)
+        start_process("cpu", several_processes=True)
 
     monkeypatch.setenv(name, word)
     with pytest.raises(SystemExit, match=f"^error: {name}={re.escape(word)} in the environment is no number"):
@@ -187,4 +187,4 @@ def test_processes_that_do_not_find_each_other_are_one_line(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(dist, "init_process_group", refused)
     with pytest.raises(SystemExit, match=r"error .*: the 2 processes do not find each other at node7:29500 \(The"):
-        run_script(lambda: choose_device("cpu", several_processes=True))
+        run_script(lambda: start_process("cpu", several_processes=True))

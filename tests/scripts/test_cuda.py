@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import SlidingWindows, choose_device
+from engine import SlidingWindows, start_process
 from engine.graphs import Replay
 from engine.precision import choose_precision
 from engine.step import Step, Update
@@ -96,7 +96,7 @@ OUTPUTS = [(layout, size) for layout in BUILD if layout != "denseflow_25_6" for 
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize(("layout", "size"), OUTPUTS, ids=lambda part: part)
 def test_outputs_are_those_of_the_released_code(layout, size, precision, copied):
-    network, device = golden_network(layout), choose_device("cuda")
+    network, device = golden_network(layout), start_process("cuda")
     chosen = choose_precision(precision, device)
     if copied:
         network = fast_inference(network, chosen.dtype, chosen.memory_format)
@@ -125,7 +125,7 @@ def assert_as_released(ours, golden, tolerance):
 def test_the_flow_is_that_of_the_released_code(size, precision, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *size, **kind: torch.full(*size, 0.5, **kind))
     monkeypatch.setattr(torch, "randn", lambda *size, **kind: torch.zeros(*size, **kind))
-    flow, device = golden_network("denseflow_25_6"), choose_device("cuda")
+    flow, device = golden_network("denseflow_25_6"), start_process("cuda")
     choose_precision(precision, device)
     golden = np.load(GOLDEN / f"denseflow_25_6_{size}.npz")
     images = (golden_image(*map(int, size.split("x"))) * 255).long().to(device)
@@ -299,7 +299,7 @@ def test_a_gpu_that_is_full_gets_advice_in_evaluation(world, in_tmp, monkeypatch
 
 
 def test_steps_whose_float16_gradients_overflow_are_left_out():
-    device = choose_device("cuda")
+    device = start_process("cuda")
     model = nn.Linear(1, 1, bias=False).to(device)
     nn.init.ones_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
@@ -326,8 +326,8 @@ def test_a_compiled_network_has_the_losses_of_one_that_is_not(world, in_tmp):
 
 
 def test_a_gpu_has_its_index_and_is_the_current_one():
-    device = choose_device("cuda")
+    device = start_process("cuda")
     assert device == torch.device("cuda", torch.cuda.current_device())
     last = torch.cuda.device_count() - 1
-    assert choose_device(f"cuda:{last}").index == torch.cuda.current_device() == last
-    choose_device("cuda:0")
+    assert start_process(f"cuda:{last}").index == torch.cuda.current_device() == last
+    start_process("cuda:0")

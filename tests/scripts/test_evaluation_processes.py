@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from engine.evaluate import Frame, evaluated_frames
-from engine.processes import in_order, merged
+from engine.processes import gather_merged, gather_sorted
 from engine.report import FrameRanking
 from labels import OUTLIER
 from metrics import ConfusionMatrix
@@ -147,8 +147,8 @@ def test_every_frame_is_in_one_share_in_order(processes, monkeypatch):
 
 def test_one_process_keeps_its_own_counts_and_orders_its_records():
     counts = ConfusionMatrix(2).update(np.array([0, 1, 1]), np.array([0, 1, 0]))
-    assert merged(counts) is counts and counts.matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert in_order({7: "c", 0: "a", 3: "b"}) == ["a", "b", "c"] and in_order({}) == []
+    assert gather_merged(counts) is counts and counts.matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert gather_sorted({7: "c", 0: "a", 3: "b"}) == ["a", "b", "c"] and gather_sorted({}) == []
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 50])

@@ -347,10 +347,10 @@ def test_a_killed_run_goes_on_to_the_same_network_flow_and_optimizers(
 def test_pictures_and_validation_take_nothing_from_the_random_numbers_of_training(experiment, tmp_path):
     tried = experiment()
     before, pictures = torch.get_rng_state(), [tmp_path / name for name in ("one.png", "other.png")]
-    tried.rest["draw"](tried.model, pictures[0])
+    tried.rest["save_picture"](tried.model, pictures[0])
     assert torch.get_rng_state().equal(before)
     torch.rand(1)
-    tried.rest["draw"](tried.model, pictures[1])
+    tried.rest["save_picture"](tried.model, pictures[1])
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
@@ -532,7 +532,7 @@ def test_each_process_validates_the_flow_on_its_share_of_the_images(photographs,
     whole, first, second = shares
     assert len(whole) == 5 and len(first) == 3 and sorted(first + second) == sorted(whole)
     everywhere = {"bits": 12.0, "images": 5}
-    put_in_place(monkeypatch, {"engine.processes.summed": lambda numbers, device: numbers | everywhere})
+    put_in_place(monkeypatch, {"engine.processes.all_reduce_sum": lambda numbers, device: numbers | everywhere})
     assert validations[0](Looking()) == {"bits_per_dimension": 12 / 5}  # of all processes
 
 
@@ -709,7 +709,7 @@ def test_best_is_the_lowest_figure_where_lower_is_better(lower_is_better, best_e
 
 def test_a_picture_is_drawn_after_every_epoch_by_the_network_in_eval_mode(tmp_path):
     drawn = []
-    fit_two(tmp_path / "run", only_the_first, draw=lambda model, path: drawn.append((model.training, path)))
+    fit_two(tmp_path / "run", only_the_first, save_picture=lambda model, path: drawn.append((model.training, path)))
     assert drawn == [(False, tmp_path / "run" / "pictures" / f"epoch_00{epoch}.png") for epoch in (1, 2, 3)]
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data import MaskedPatches, StreetHazards, WithNegatives, paste, train_transform
 from engine import Run, Step, closed_set_figures, fit, run_script
-from engine.device import choose_device
+from engine.device import start_process
 from engine.processes import rank
 from losses import dense_hybrid_loss, pixel_counts
 from methods import RealNegativesRecipe, negative_images
@@ -59,7 +59,7 @@ def train(world, negatives, folder, resume=False, dies_at=None, norm=FrozenNorm,
     numbers = NUMBERS | changes
     recipe = RealNegativesRecipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()})
     record = {"script": "shared", "command": "python shared.py", "seed": 5, "recipe": {"ours": numbers}}
-    device = choose_device("cpu", several_processes=True)
+    device = start_process("cpu", several_processes=True)
     run = Run(Path(folder), device, record, seed=5, resume=resume, accumulation=accumulation)
     torch.manual_seed(run.seed)
     transform = train_transform(recipe.crop_size, recipe.scale, StreetHazards.mean_colour)

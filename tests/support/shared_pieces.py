@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from engine import Recipe, Run, fit, main_process_first, run_script
-from engine.device import choose_device
-from engine.processes import rank
+from engine.device import start_process
+from engine.processes import is_main_process, rank
 from models.denseflow import ActNorm
 
 NUMBERS = {
@@ -70,7 +70,7 @@ def in_turns(folder):
 
 def norm_is_set():
     norm = ActNorm(3)
-    norm.initialize(features()[ONES_SHARE:] if rank() else features()[:ONES_SHARE])
+    norm.initialize(features()[ONES_SHARE:] if not is_main_process() else features()[:ONES_SHARE])
     return {"shift": norm.shift.flatten().tolist(), "log_scale": norm.log_scale.flatten().tolist()}
 
 
@@ -95,7 +95,7 @@ def two_networks_are_trained(folder, device):
     run = Run(folder / f"run_{rank()}", device, seed=0, workers=0, resume=False, compile=False, record=record)
     figures = fit(
         steps, networks | optimizers, Greys(), Recipe(**NUMBERS), run, lambda model: {"AP": 0.5 - 0.25 * rank()},
-        best="AP", draw=lambda model, path: pictures.append(path.name),
+        best="AP", save_picture=lambda model, path: pictures.append(path.name),
     )  # fmt: skip
     buffers = {name: networks[name].norm.running_mean.tolist() for name in networks}
     return {"figures": figures, "drawn": drawn, "pictures": pictures, "buffers": buffers}
@@ -103,7 +103,7 @@ def two_networks_are_trained(folder, device):
 
 def main():
     folder = Path(sys.argv[1])
-    device = choose_device("cpu", several_processes=True)
+    device = start_process("cpu", several_processes=True)
     told = in_turns(folder) | norm_is_set() | two_networks_are_trained(folder, device)
     (folder / f"told_{rank()}.json").write_text(json.dumps(told))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import choose_device
+from engine import start_process
 from losses import hybrid_score
 from models import ladder_densenet121, load_weights
 from tests.support import layouts
@@ -55,7 +55,7 @@ def problems(benchmark, root, folder, capsys):
 
 def expected(weights, path):
     """The hybrid score of one image, straight from the network"""
-    model = load_weights(ladder_densenet121(12), weights).eval().to(choose_device("cpu"))
+    model = load_weights(ladder_densenet121(12), weights).eval().to(start_process("cpu"))
     image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
         return hybrid_score(*model(image))[0].numpy()
