@@ -9,6 +9,7 @@ from models.denseflow import denseflow_25_6
 from models.frozen import frozen
 from models.inference import fast_inference
 from models.ladder_densenet import backbone_slower, ladder_densenet121
+from models.networks import NETWORKS, OF_WHOLE_IMAGES, Architecture, open_network
 from models.segmenter import ReleasedScoring, segmenter
 from models.weights import (
     NVIDIA_SOURCE,
@@ -24,9 +25,12 @@ from models.weights import (
 )
 
 __all__ = [
+    "NETWORKS",
     "NVIDIA_SOURCE",
     "NVIDIA_WEIGHTS",
+    "OF_WHOLE_IMAGES",
     "SEGMENTER_DATASET_HEADS",
+    "Architecture",
     "ReleasedScoring",
     "backbone_slower",
     "deeplabv3plus",
@@ -39,6 +43,7 @@ __all__ = [
     "load_imagenet_vit",
     "load_network",
     "load_weights",
+    "open_network",
     "segmenter",
     "segmenter_dataset_head",
     "segmenter_heads",

@@ -16,6 +16,8 @@ from models.upsampling import upsample
 from models.vit import VisionTransformer, start_linear
 from models.weights import SEGMENTER_DATASET_HEADS
 
+WINDOW, WINDOW_STRIDE = 512, 320  # pixels; of the windows that slide over a photograph, as in the release
+
 
 def segmenter(
     num_classes: int,

@@ -158,11 +158,17 @@ def load_weights(model: nn.Module, path: str | Path, new: tuple[str, ...] = (), 
     return model
 
 
-def load_network(build: Callable[[], nn.Module], path: str | Path) -> nn.Module:
-    """A network with the weights of a file: load_weights(build(), path), without drawing initial ones before."""
+def load_network(
+    build: Callable[[], nn.Module], path: str | Path, weights: dict[str, Tensor] | None = None
+) -> nn.Module:
+    """A network with the weights of a file: load_weights(build(), path), without drawing initial ones before.
+
+    weights  of the file, where they have been read
+    """
     with NoInitialWeights():
         model = build()
-    return load_weights(model, path)
+    fit_state_dict(model, read_state_dict(path) if weights is None else weights, path)
+    return model
 
 
 class NoInitialWeights(TorchFunctionMode):

@@ -1,5 +1,6 @@
 """Small networks and other stand-ins for what the rooms offer, whichever script or room uses it."""
 
+import dataclasses
 import importlib
 import pkgutil
 import sys
@@ -9,6 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from models import NETWORKS
 
 PROJECT = Path(__file__).resolve().parents[2]
 TESTS = PROJECT / "tests"
@@ -27,6 +30,9 @@ def put_in_place(patch: pytest.MonkeyPatch, instead: dict[str, Any]) -> None:
         found = [(module, key) for module in modules for key, value in vars(module).items() if value is original]
         for module, key in found:
             patch.setattr(module, key, stand_in)
+        for network, architecture in NETWORKS.items():
+            if architecture.build is original:
+                patch.setitem(NETWORKS, network, dataclasses.replace(architecture, build=stand_in))
 
 
 def modules_of_the_project() -> Iterator[ModuleType]:
