@@ -21,16 +21,7 @@ from engine.flags import Parser, add_heads_flag, whole_number
 from errors import FileInTheWay, MissingFile, WrongInput
 from labels import OUTLIER
 from losses import hybrid_score, max_logit_score
-from models import (
-    deeplabv3plus,
-    has_dataset_head,
-    ladder_densenet121,
-    load_weights,
-    segmenter,
-    segmenter_dataset_head,
-    segmenter_heads,
-)
-from models.weights import CLASS_KEYS, number_of_classes
+from models import NETWORKS, open_network
 
 OPSET = 20
 TOLERANCE = 1e-4  # of the largest magnitude
@@ -43,7 +34,7 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--params", required=True, help="weights, closed-set or hybrid")
-    parser.add_argument("--network", required=True, choices=list(CLASS_KEYS), help="whose weights they are")
+    parser.add_argument("--network", required=True, choices=list(NETWORKS), help="whose weights they are")
     parser.add_argument("--output", required=True, type=Path, help="the ONNX file to write")
     parser.add_argument("--num_classes", type=whole_number(1, OUTLIER), help="K (default: as many as the weights have)")
     add_heads_flag(parser)
@@ -59,7 +50,7 @@ def main(argv=None):
         )
     require_writable(args.output.parent, "--output")
 
-    model = Scored(trained_network(args.network, args.params, args.num_classes, args.heads)).eval()
+    model = Scored(open_network(args.params, args.network, args.num_classes, args.heads)).eval()
     unchecked = args.output.with_name(args.output.name + ".unchecked")
     try:
         write_onnx(model, unchecked)
@@ -96,18 +87,6 @@ class Scored(nn.Module):
             return class_logits, max_logit_score(class_logits)
         class_logits, dataset_logits = self.network(image)
         return class_logits, dataset_logits, hybrid_score(class_logits, dataset_logits)
-
-
-def trained_network(name: str, path: str, num_classes: int | None, heads: int | None) -> nn.Module:
-    """The network with the file's weights, with a dataset head where they have one."""
-    if num_classes is None:
-        num_classes = number_of_classes(path, name)
-    if name == "segmenter":
-        head = segmenter_dataset_head(path)
-        heads = heads or segmenter_heads(path)
-        return load_weights(segmenter(num_classes, head is not None, heads, head or "decoder"), path)
-    build = {"ldn121": ladder_densenet121, "deeplabv3plus": deeplabv3plus}[name]
-    return load_weights(build(num_classes, has_dataset_head(path)), path)
 
 
 def write_onnx(model: nn.Module, path: Path) -> None:

@@ -13,11 +13,12 @@ from torchvision.models import DenseNet
 
 from engine import run_script
 from losses import hybrid_score, max_logit_score
-from models import deeplabv3plus, ladder_densenet, ladder_densenet121, segmenter, wide_resnet
+from models import NETWORKS, ladder_densenet, ladder_densenet121, wide_resnet
 from models.deeplab import DeepLabV3Plus
 from models.segmenter import Segmenter
 from models.vit import VisionTransformer
 from tests.golden.fill import golden_image, golden_state_dict
+from tests.support.networks import build_instead
 from tools import export_onnx
 
 TOLERANCE = 1e-4  # of the largest magnitude
@@ -73,10 +74,8 @@ def small(monkeypatch):
         encoder = VisionTransformer(grid=4, width=24, depth=1, heads=heads)
         return Segmenter(encoder, num_classes, hybrid, dataset_head, width=24, depth=1, heads=2)
 
-    monkeypatch.setattr(
-        export_onnx, "deeplabv3plus", lambda num_classes, hybrid: NarrowDeepLab(num_classes, hybrid, 16, 8)
-    )
-    monkeypatch.setattr(export_onnx, "segmenter", small_segmenter)
+    build_instead(monkeypatch, "deeplabv3plus", lambda num_classes, hybrid: NarrowDeepLab(num_classes, hybrid, 16, 8))
+    build_instead(monkeypatch, "segmenter", small_segmenter)
 
 
 @pytest.mark.parametrize("size", [(1, 3, 90, 160), (2, 3, 161, 67)])
@@ -112,7 +111,7 @@ def test_the_file_names_its_input_and_no_place_on_this_machine(short_ldn):
 
 @pytest.mark.usefixtures("small")
 def test_deeplab_of_closed_set_weights_gives_the_max_logit_score(tmp_path):
-    model = export_onnx.deeplabv3plus(7, False).eval()
+    model = NETWORKS["deeplabv3plus"].build(7, False).eval()
     weights = saved(model, tmp_path / "closed.pth")
     path, differences = exported("deeplabv3plus", weights)
     assert all(list(of_outputs) == ["class_logits", "max_logit_score"] for of_outputs in differences.values())
@@ -128,7 +127,7 @@ def test_deeplab_of_closed_set_weights_gives_the_max_logit_score(tmp_path):
 
 @pytest.mark.usefixtures("small")
 def test_segmenter_pads_and_resizes_its_positions_at_any_size(tmp_path):
-    model = export_onnx.segmenter(5, True, 3, "linear").eval()
+    model = NETWORKS["segmenter"].build(5, True, 3, "linear").eval()
     weights = saved(model, tmp_path / "hybrid.pth", 0.5)
     path, _ = exported("segmenter", weights, "--heads", "3")
     model.load_state_dict(torch.load(weights))
@@ -196,7 +195,7 @@ def test_a_file_that_does_other_than_torch_is_reported(tmp_path):
 
 
 def test_a_file_whose_check_fails_is_not_left_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(export_onnx, "trained_network", lambda *args: Halved())
+    monkeypatch.setattr(export_onnx, "open_network", lambda *args: Halved())
     monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)
     before = tmp_path / "model.onnx"
     before.write_text("an earlier export")
@@ -225,10 +224,3 @@ def test_a_missing_folder_or_package_is_told_before_anything_is_read(tmp_path, m
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match="needs onnxruntime: pip install"):
         export_onnx.main([*command, str(tmp_path / "model.onnx")])
-
-
-@pytest.mark.parametrize("name", export_onnx.CLASS_KEYS)
-def test_the_key_of_each_network_has_a_row_for_each_class(name):
-    with torch.device("meta"):
-        model = {"ldn121": ladder_densenet121, "deeplabv3plus": deeplabv3plus, "segmenter": segmenter}[name](7)
-    assert len(model.state_dict()[export_onnx.CLASS_KEYS[name]]) == 7
