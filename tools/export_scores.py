@@ -40,9 +40,8 @@ from errors import FileInTheWay, MissingFile, WrongInput
 from labels import OUTLIER
 from losses import hybrid_score
 from metrics import AnomalyMetrics
-from models import deeplabv3plus, fast_inference, has_dataset_head, ladder_densenet121, load_network
+from models import OF_WHOLE_IMAGES, fast_inference, open_network
 
-NETWORKS = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}
 DTYPES = {"smiyc": np.dtype(np.float16), "fishyscapes": np.dtype(np.float32)}
 ENDINGS = {"smiyc": ".hdf5", "fishyscapes": "_anomaly.npy"}
 LABEL_MAP = re.compile(r"(_labels|_labels_semantic|_labels_semantic_color|_ood_segmentation|_gtFine_\w+)\.png$|^\._")
@@ -57,7 +56,7 @@ def main(argv=None):
     parser.add_argument("--folder", type=Path, help="where the score maps go")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="check score maps of these images; writes nothing")
     parser.add_argument("--params", help="weights with a dataset head")
-    parser.add_argument("--network", choices=list(NETWORKS), default="deeplabv3plus", help="(default deeplabv3plus)")
+    parser.add_argument("--network", choices=OF_WHOLE_IMAGES, default="deeplabv3plus", help="(default deeplabv3plus)")
     parser.add_argument(
         "--num_classes",
         type=whole_number(1, OUTLIER),
@@ -93,12 +92,12 @@ def main(argv=None):
     if args.check:
         return check(args.benchmark, args.check, images, files)
 
-    if not has_dataset_head(args.params):
-        raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
-    device = start_process(args.device)
+    device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    model = load_network(lambda: NETWORKS[args.network](args.num_classes, True), args.params).to(device)
-    model = fast_inference(model, precision.dtype, precision.memory_format)
+    model = open_network(args.params, args.network, args.num_classes)
+    if not model.hybrid:
+        raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
+    model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
     settings = {
