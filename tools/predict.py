@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,20 +51,11 @@ from engine.pictures import Drawing, heat_range
 from engine.precision import Precision
 from errors import FileInTheWay, MissingFile, UnusableFile, WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
-from models import (
-    deeplabv3plus,
-    fast_inference,
-    has_dataset_head,
-    ladder_densenet121,
-    load_network,
-    segmenter,
-    segmenter_dataset_head,
-    segmenter_heads,
-)
+from models import NETWORKS, fast_inference, open_network
+from models.segmenter import WINDOW
 
 CLASSES = {"cityscapes": Cityscapes, "street-hazards": StreetHazards, "coco20": COCO20}
-NETWORKS = {"deeplabv3plus": "cityscapes", "ldn121": "street-hazards", "segmenter": "coco20"}  # and their usual classes
-WINDOW, WINDOW_STRIDE = 512, 320  # of segmenter, as in evaluate_osr_coco.py
+USUAL_CLASSES = {"deeplabv3plus": "cityscapes", "ldn121": "street-hazards", "segmenter": "coco20"}  # of networks
 SMALLEST = 32  # a side that is shorter is continued to it with its last pixel: networks halve their input five times
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 REPORT, SETTINGS, KINDS = "report.jsonl", "settings.json", ("closed", "open", "heat", "overlay", "score")
@@ -78,7 +68,7 @@ RESULT_BYTES = 100  # for each pixel of the picture: scores, classes, pictures o
 def main(argv=None):
     parser = script_parser(__doc__)
     parser.add_argument("--params", required=True, help="weights, closed-set or hybrid")
-    parser.add_argument("--network", required=True, choices=list(NETWORKS), help="whose weights they are")
+    parser.add_argument("--network", required=True, choices=list(USUAL_CLASSES), help="whose weights they are")
     parser.add_argument(
         "--classes",
         choices=list(CLASSES),
@@ -115,8 +105,8 @@ def main(argv=None):
         parser.error(f"--tile: segmenter runs in windows of {WINDOW} anyway")
     if args.heat_range and not args.heat_range[0] < args.heat_range[1]:
         parser.error(f"--heat_range {args.heat_range[0]:g} {args.heat_range[1]:g}: LOW must be below HIGH")
-    args.classes = args.classes or NETWORKS[args.network]
-    device, known = start_process(args.device), CLASSES[args.classes]
+    args.classes = args.classes or USUAL_CLASSES[args.network]
+    device, known = choose_device(args.device), CLASSES[args.classes]
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
 
@@ -242,28 +232,18 @@ def import_ffmpeg(path: Path):
 def open_model(args, device: torch.device, precision: Precision) -> tuple[nn.Module, str]:
     """The network with its weights, for inference, and the name of the score."""
     num_classes = CLASSES[args.classes].num_classes
+    expected = f"Expected by --network {args.network} --classes {args.classes}: {num_classes} classes"
+    model = open_network(args.params, args.network, num_classes, args.heads, expected)
     if args.network == "segmenter":
-        head = segmenter_dataset_head(args.params)
-        args.heads = args.heads or segmenter_heads(args.params)
-        build = partial(segmenter, num_classes, bool(head), args.heads, head or "decoder")
-    else:
-        head = has_dataset_head(args.params)
-        networks = {"deeplabv3plus": deeplabv3plus, "ldn121": ladder_densenet121}
-        build = partial(networks[args.network], num_classes, head)
-    score_name = args.score or ("hybrid" if head else "max_logit")
-    if score_name in DATASET_SCORES and not head:
+        args.heads = model.model.encoder.heads
+    score_name = args.score or ("hybrid" if model.hybrid else "max_logit")
+    if score_name in DATASET_SCORES and not model.hybrid:
         raise WrongInput(
             f"--score {score_name}: {args.params} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
         )
-    try:
-        model = load_network(build, args.params)
-    except ValueError as error:
-        raise WrongInput(
-            f"{error} Expected by --network {args.network} --classes {args.classes}: {num_classes} classes"
-        ) from None
     model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
     if args.network == "segmenter":
-        model = SlidingWindows(model, WINDOW, WINDOW_STRIDE, at_a_time=8, enlarge=True)
+        model = SlidingWindows(model, *NETWORKS["segmenter"].window, at_a_time=8, enlarge=True)
     elif args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
     return model, score_name

@@ -26,6 +26,7 @@ from models.segmenter import Segmenter
 from models.vit import VisionTransformer
 from tests.support.layouts import claiming, coco_names, coco_photograph, labels_of, noise, write
 from tests.support.networks import save_random_weights
+from tests.support.stand_ins import put_in_place
 from tools import predict
 
 K = 12
@@ -224,8 +225,7 @@ def small_segmenter(num_classes, hybrid, heads, dataset_head):
 
 @pytest.fixture
 def segmenter_weights(monkeypatch, in_tmp):
-    for script in (predict, evaluate_osr_coco):
-        monkeypatch.setattr(script, "segmenter", small_segmenter)
+    put_in_place(monkeypatch, {"models.segmenter": small_segmenter})
     torch.manual_seed(1)
     torch.save(small_segmenter(20, True, 3, "decoder").state_dict(), "segmenter.pth")
     return "segmenter.pth"
