@@ -29,6 +29,7 @@ import evaluate_ood
 from benchmarks.loading import made_image
 from benchmarks.sides import MIB, benchmark_parser, column_table, machine, write_table
 from data import Cityscapes
+from models import NETWORKS, OF_WHOLE_IMAGES
 
 DISTINCT = 4
 WATCHED = "--watched"  # as the first argument: this is the process that evaluates
@@ -87,7 +88,7 @@ def evaluated(flags: list[str], scratch: Path, device: torch.device) -> dict:
     use = [share for moment, share in samples if first <= moment <= last]
     busy = mean(use) if use else None
     before, during, after = first - started, last - first, finished - last
-    peak = json.loads((folder / "results.json").read_text())["peak_memory_bytes"] / MIB
+    peak = json.loads((folder / "results.json").read_text())["record"]["peak_memory_bytes"] / MIB
     told = "" if busy is None else f" at {busy:.0f} %"
     return {
         "before_seconds": before,
@@ -115,7 +116,7 @@ def main():
     parser = benchmark_parser(__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precisions", nargs="+", metavar="PRECISION", help="default: tf32 bfloat16; on a CPU float32")
-    parser.add_argument("--network", choices=list(evaluate_ood.NETWORKS), default="deeplabv3plus")
+    parser.add_argument("--network", choices=OF_WHOLE_IMAGES, default="deeplabv3plus")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--width", type=int, default=2048)
@@ -132,7 +133,7 @@ def main():
         root, weights = Path(folder, "lost_and_found"), Path(folder, "weights.pth")
         write_frames(root, args.frames, args.height, args.width)
         torch.manual_seed(0)
-        torch.save(evaluate_ood.NETWORKS[args.network](Cityscapes.num_classes).state_dict(), weights)
+        torch.save(NETWORKS[args.network].build(Cityscapes.num_classes).state_dict(), weights)
         given = ["--dataset", "lf", "--dataroot", str(root), "--params", str(weights), "--network", args.network]
         given += ["--device", args.device, "--workers", str(args.workers)]
         for precision in precisions:

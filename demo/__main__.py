@@ -65,17 +65,19 @@ def main(argv=None):
 
         weights = "logs/hybrid/final.pth"
         pixels = ["--dataset", "street-hazards", "--pooled", "--pictures", "0"]
-        baseline = evaluate_ood.main([*world, *pixels, "--folder", "baseline", "--params", "logs/closed_set/final.pth"])
-        scores = evaluate_ood.main([*world, *pixels, "--folder", "scores", "--params", weights, "--scores", "all"])
-        opened = evaluate_osr_sh.main([*world, "--model", weights, "--folder", ".", "--pictures", "8"])
+        closed_set = ["--folder", "baseline", "--params", "logs/closed_set/final.pth"]
+        baseline = evaluate_ood.main([*world, *pixels, *closed_set])["figures"]["pooled"]
+        hybrid_set = ["--folder", "scores", "--params", weights, "--scores", "all"]
+        scores = evaluate_ood.main([*world, *pixels, *hybrid_set])["figures"]["pooled"]
+        opened = evaluate_osr_sh.main([*world, "--model", weights, "--folder", ".", "--pictures", "8"])["figures"]
 
     rows = [["what", "closed-set training", "after fine-tuning"]]
     rows.append(["closed-set mIoU %, validation", closed["mIoU"], hybrid["mIoU"]])
     rows.append(["open-mIoU %, both test towns", "", opened["total"]["open_mIoU"]])
-    for name, figures in scores["pooled"].items():
-        before = baseline["pooled"].get(name, {}).get("AP", "")
+    for name, figures in scores.items():
+        before = baseline.get(name, {}).get("AP", "")
         rows.append([f"AP % of unknown pixels, {name} score", before, figures["AP"]])
-    figures = {"closed_set": closed, "hybrid": hybrid, "baseline": baseline["pooled"], "scores": scores["pooled"],
+    figures = {"closed_set": closed, "hybrid": hybrid, "baseline": baseline, "scores": scores,
                "open_set": opened, "seconds": time.monotonic() - started}  # fmt: skip
     title = "The drawn world, which says nothing about real streets; scores over all pixels of the test frames"
     write_results(args.folder, figures, {title: rows})

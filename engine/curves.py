@@ -40,8 +40,10 @@ class Distribution(NamedTuple):
     threshold: float  # where the true positive rate is `tpr`
 
 
-def distribution_of(metrics: AnomalyMetrics, tpr: float = 0.95) -> Distribution:
-    return Distribution(metrics.compute(), metrics.curves(), metrics.histogram(), tpr, metrics.threshold(tpr))
+def distribution_of(metrics: AnomalyMetrics, tpr: float = 0.95, figures: dict | None = None) -> Distribution:
+    """figures  of metrics.compute(), where they are known already"""
+    figures = metrics.compute() if figures is None else figures
+    return Distribution(figures, metrics.curves(), metrics.histogram(), tpr, metrics.threshold(tpr))
 
 
 def draw_precision_recall(axes: Axes, distributions: dict[str, Distribution]) -> None:

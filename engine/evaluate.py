@@ -1,21 +1,18 @@
-"""Running a model over a data set, and writing down what came out."""
+"""Running a model over a data set."""
 
 import functools
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from engine.files import write_whole
 from engine.loader import batches, evaluation_loader, to_device
-from engine.pictures import Picture
+from engine.pictures import PICTURE_WIDTH, Picture
 from engine.precision import FLOAT32, Precision
 from engine.processes import broadcast, gather_merged, progress_bar, rank, world_size
 from engine.run import Run
@@ -148,10 +145,15 @@ def predicted_classes(class_logits: Tensor) -> Tensor:
 
 
 def picture_of(frame: Frame, scores: Tensor, open_prediction: Tensor | None = None) -> Picture:
-    """What a picture shows of a frame, off the device; scores and open_prediction (1, H, W)."""
-    prediction = predicted_classes(frame.class_logits)
-    tensors = [frame.image, frame.labels, prediction, scores, open_prediction]
-    return Picture(*(tensor[0].cpu().numpy() for tensor in tensors if tensor is not None))
+    """What a picture shows of a frame, off the device; scores and open_prediction (1, H, W).
+
+    Of a frame that is twice PICTURE_WIDTH wide or wider, only every second, third ... pixel is moved and kept.
+    """
+    step = max(1, frame.labels.shape[2] // PICTURE_WIDTH)
+    tensors = [frame.image, frame.labels, frame.class_logits, scores, open_prediction]
+    thinned = [None if tensor is None else tensor[..., ::step, ::step] for tensor in tensors]
+    thinned[2] = predicted_classes(thinned[2])
+    return Picture(*(np.array(tensor[0].cpu()) for tensor in thinned if tensor is not None))
 
 
 def closed_set_figures(model: nn.Module, dataset: Dataset, num_classes: int, run: Run) -> dict[str, float]:
@@ -180,42 +182,3 @@ def anomaly_figures(
         anomaly.update(score(frame.class_logits, frame.dataset_logits), frame.labels)
     figures = broadcast(gather_merged(anomaly).compute())
     return {name: figures[name] for name in ("AP", "FPR95")}
-
-
-def write_results(folder: Path, results: dict, tables: dict[str, list[list]]) -> None:
-    """The tables to the screen, then results.json and table.md into the folder.
-
-    tables  title -> rows, the first of them the header; fractions are shown as percent, NaN as an empty cell
-    """
-    text = "\n\n".join(f"{title}\n\n{markdown_table(rows)}" for title, rows in tables.items()) + "\n"
-    print(f"\n{text}")  # before what a full disk can end
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(json.dumps(without_nan(results), indent=2).encode(), folder / "results.json")
-    write_whole(text.encode(errors="backslashreplace"), folder / "table.md")
-    print(f"written: {folder}/results.json, {folder}/table.md")
-
-
-def markdown_table(rows: list[list]) -> str:
-    cells = [[shown(value) for value in row] for row in rows]
-    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(cells[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def shown(value) -> str:
-    """A cell: fractions as percent with one digit more than published tables have, NaN as nothing."""
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{100 * value:.2f}"
-    return str(value)
-
-
-def without_nan(value):
-    """JSON has no NaN: undefined figures become null."""
-    if isinstance(value, dict):
-        return {key: without_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,10 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
-
-from engine.precision import PRECISIONS
-from engine.processes import launchers_number
+from pathlib import Path
 
 LARGEST = 2**31 - 1  # of whole numbers, where nothing bounds them sooner
 LARGEST_SEED = 2**63 - 1  # of torch's generators
@@ -241,6 +238,18 @@ def check_tile(parser: Parser, args: argparse.Namespace) -> None:
     """Tiles must go on by some pixels."""
     if args.tile is not None and args.tile_overlap >= args.tile:
         parser.error(f"--tile_overlap {args.tile_overlap} must be smaller than --tile {args.tile}")
+
+
+def add_benchmark_flags(parser: Parser, datasets: list[str], networks: list[str], usual: str) -> None:
+    """Of an evaluation on one of several data sets, of one of several networks.
+
+    usual  says which network's weights they are unless --network says it
+    """
+    parser.add_argument("--dataroot", required=True, help="the data set's folder")
+    parser.add_argument("--dataset", required=True, choices=datasets)
+    parser.add_argument("--folder", required=True, type=Path, help="where results.json, table.md and others go")
+    parser.add_argument("--params", required=True, help="weights, closed-set or hybrid")
+    parser.add_argument("--network", choices=networks, help=f"whose weights they are (default: {usual})")
 
 
 def add_pictures_flag(parser: Parser) -> None:

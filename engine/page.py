@@ -9,7 +9,6 @@ from string import Template
 import yaml
 from PIL import Image
 
-from engine.evaluate import shown
 from engine.pictures import (
     IGNORE_COLOUR,
     UNKNOWN_COLOUR,
@@ -19,6 +18,7 @@ from engine.pictures import (
     heat_range,
     picture_cells,
 )
+from engine.results import cell_text
 
 TEMPLATE = Path(__file__).with_name("page.html")
 CELL_WIDTH = 480  # pixels of one picture of a frame
@@ -43,7 +43,7 @@ def html_link(path: str, words: str) -> str:
 
 def html_headline(figures: dict[str, float]) -> str:
     return "\n".join(
-        f"<div><dt>{escape(name)}</dt><dd>{shown(value) or '&ndash;'} <small>%</small></dd></div>"
+        f"<div><dt>{escape(name)}</dt><dd>{cell_text(value) or '&ndash;'} <small>%</small></dd></div>"
         for name, value in figures.items()
     )
 
@@ -54,7 +54,7 @@ def html_tables(tables: dict[str, list[list]]) -> str:
 
 def html_table(rows: list[list]) -> str:
     """The first row is the header; columns of numbers alone stand flush right."""
-    header, *body = [[shown(value) for value in row] for row in rows]
+    header, *body = [[cell_text(value) for value in row] for row in rows]
     numbers = [all(is_number(row[column]) for row in body) for column in range(len(header))]
     classes = [' class="number"' if number else "" for number in numbers]
     lines = []

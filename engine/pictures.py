@@ -36,6 +36,7 @@ HEAT = np.array(
     ],
     float,
 )
+PICTURE_WIDTH = 640  # pixels; less than twice this is kept of a frame, which is shown at 320 to 480
 GAP, HEADER, LEGEND_LINE = 6, 26, 22
 HEAT_SAMPLE = 1000  # pixels of each frame that the range of heat over many frames is taken from
 LARGEST_16_BIT = 65535

@@ -6,12 +6,13 @@ Everything takes tensors or arrays, of any shape and on any device; `update` and
 objects can be pickled: counted in parts, in processes, and merged in any order, the figures are exactly the same.
 """
 
-from metrics.anomaly import AnomalyMetrics, mean_of_images
+from metrics.anomaly import TPR, AnomalyMetrics, mean_of_images
 from metrics.bounded import BoundedAnomalyMetrics
 from metrics.components import ComponentMetrics
 from metrics.segmentation import ConfusionMatrix, classes_averaged
 
 __all__ = [
+    "TPR",
     "AnomalyMetrics",
     "BoundedAnomalyMetrics",
     "ComponentMetrics",

@@ -15,13 +15,10 @@ from models.weights import (
     NVIDIA_SOURCE,
     NVIDIA_WEIGHTS,
     SEGMENTER_DATASET_HEADS,
-    has_dataset_head,
     load_imagenet_densenet121,
     load_imagenet_vit,
     load_network,
     load_weights,
-    segmenter_dataset_head,
-    segmenter_heads,
 )
 
 __all__ = [
@@ -37,7 +34,6 @@ __all__ = [
     "denseflow_25_6",
     "fast_inference",
     "frozen",
-    "has_dataset_head",
     "ladder_densenet121",
     "load_imagenet_densenet121",
     "load_imagenet_vit",
@@ -45,6 +41,4 @@ __all__ = [
     "load_weights",
     "open_network",
     "segmenter",
-    "segmenter_dataset_head",
-    "segmenter_heads",
 ]

@@ -40,7 +40,7 @@ def open_network(
     heads: int | None = None,
     expected: str = "",
 ) -> nn.Module:
-    """A network with the weights of a file, which is read once; `hybrid` says whether it has a dataset head.
+    """A network with the weights of a file, which is read once, and its attributes `hybrid` and `num_classes`.
 
     network      one of NETWORKS; None: the one whose weights they are
     num_classes  None: as many as the weights have
@@ -57,11 +57,13 @@ def open_network(
     if network == "segmenter":
         choices = [heads or noted_numbers(weights).get("model.encoder.heads", RELEASED_HEADS), head or "decoder"]
     try:
-        return load_network(
+        model = load_network(
             lambda: NETWORKS[network].build(num_classes, head is not None, *choices), path, weights=weights
         )
     except WrongInput as error:
         raise WrongInput(f"{error} {expected}".rstrip()) from None
+    model.hybrid, model.num_classes = head is not None, num_classes
+    return model
 
 
 def network_of(weights: Mapping[str, Tensor], path: str | Path) -> str:

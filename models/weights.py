@@ -35,11 +35,6 @@ NVIDIA_SOURCE = (
     "put them into the working directory, or give their place with --init FILE"
 )
 IMAGENET_VIT_GRID = 24  # 384 pixels in patches of 16
-CLASS_KEYS = {  # a tensor in the weights whose first dimension is the number of classes
-    "ldn121": "logits.conv.weight",
-    "deeplabv3plus": "final.6.weight",
-    "segmenter": "model.decoder.mask_norm.weight",
-}
 RELEASED_HEADS = 16  # of the encoder of released Segmenters
 SEGMENTER_DATASET_HEADS = {"decoder": "model.decoder_th.", "linear": "model.logits_ood."}  # kind -> key prefix
 
@@ -104,34 +99,6 @@ def what_it_is(path: Path, said: str) -> str:
             "with the state_dict alone"
         )
     return "it is none, or is damaged; give a file of torch.save with a state_dict"
-
-
-def has_dataset_head(path: str | Path) -> bool:
-    """Whether a weight file holds a dataset head P(d_out | x), by the key prefixes of all networks' heads."""
-    prefixes = ("logits_ood.", *SEGMENTER_DATASET_HEADS.values())
-    return any(key.startswith(prefixes) for key in read_state_dict(path))
-
-
-def segmenter_dataset_head(path: str | Path) -> str | None:
-    """Which dataset head a Segmenter's weight file holds: "decoder", "linear", or None in a closed-set one."""
-    keys = read_state_dict(path).keys()
-    for kind, prefix in SEGMENTER_DATASET_HEADS.items():
-        if any(key.startswith(prefix) for key in keys):
-            return kind
-    return None
-
-
-def number_of_classes(path: str | Path, network: str) -> int:
-    """K of a weight file of the network (see CLASS_KEYS). Raises ValueError where it is another network's."""
-    weights = read_state_dict(path)
-    if CLASS_KEYS[network] not in weights:
-        raise WrongInput(f"{path} does not fit {network}: it has no {CLASS_KEYS[network]}. Is it another --network's?")
-    return len(weights[CLASS_KEYS[network]])
-
-
-def segmenter_heads(path: str | Path) -> int:
-    """Attention heads of the encoder of a Segmenter's weight file; a file that does not say is a released one."""
-    return noted_numbers(read_state_dict(path)).get("model.encoder.heads", RELEASED_HEADS)
 
 
 def noted_numbers(state_dict: dict[str, Tensor]) -> dict[str, int]:

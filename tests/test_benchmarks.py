@@ -236,7 +236,7 @@ def test_the_gpus_use_is_that_of_the_frames_alone(monkeypatch, tmp_path):
         time.sleep(0.25)
         results = Path(command[5])
         results.mkdir()
-        (results / "results.json").write_text(json.dumps({"peak_memory_bytes": 3 * 2**20}))
+        (results / "results.json").write_text(json.dumps({"record": {"peak_memory_bytes": 3 * 2**20}}))
 
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: use[0])
     monkeypatch.setattr(evaluation, "subprocess", mock.Mock(wraps=subprocess, run=evaluate))

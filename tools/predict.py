@@ -49,8 +49,10 @@ from engine.files import require_writable, sha256, write_whole
 from engine.flags import add_heads_flag, add_tile_flags, check_tile, finite_number, whole_number
 from engine.pictures import Drawing, heat_range
 from engine.precision import Precision
+from engine.results import read_results
 from errors import FileInTheWay, MissingFile, UnusableFile, WrongInput
-from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
+from losses import anomaly_score
+from methods.scores import add_score_flag, chosen_score
 from models import NETWORKS, fast_inference, open_network
 from models.segmenter import WINDOW
 
@@ -77,11 +79,7 @@ def main(argv=None):
     )
     parser.add_argument("--input", required=True, type=Path, help="an image, a folder of images at any depth, a video")
     parser.add_argument("--folder", required=True, type=Path, help="where the results go")
-    parser.add_argument(
-        "--score",
-        choices=[*DATASET_SCORES, *CLASS_SCORES],
-        help="(default: hybrid, or max_logit for closed-set weights)",
-    )
+    add_score_flag(parser)
     unknown = parser.add_mutually_exclusive_group()
     unknown.add_argument("--threshold", type=finite_number, help="a pixel whose score reaches it is unknown")
     unknown.add_argument("--calibration", type=Path, help="results.json of an evaluation, whose threshold is taken")
@@ -236,11 +234,7 @@ def open_model(args, device: torch.device, precision: Precision) -> tuple[nn.Mod
     model = open_network(args.params, args.network, num_classes, args.heads, expected)
     if args.network == "segmenter":
         args.heads = model.model.encoder.heads
-    score_name = args.score or ("hybrid" if model.hybrid else "max_logit")
-    if score_name in DATASET_SCORES and not model.hybrid:
-        raise WrongInput(
-            f"--score {score_name}: {args.params} has no dataset head; take one of {', '.join(CLASS_SCORES)}"
-        )
+    score_name = chosen_score(args.score, model.hybrid, args.params)
     model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
     if args.network == "segmenter":
         model = SlidingWindows(model, *NETWORKS["segmenter"].window, at_a_time=8, enlarge=True)
@@ -250,66 +244,34 @@ def open_model(args, device: torch.device, precision: Precision) -> tuple[nn.Mod
 
 
 def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, list[float] | None]:
-    """(threshold, range of heat or None) of a score, from the results.json of any of the three evaluations.
-
-    evaluate_osr_sh.py has a threshold for each town: the lower one, which finds the share in both, is taken.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingFile(
-            f"--calibration {path} cannot be opened ({error.strerror}); it is the results.json of evaluate_ood.py, "
-            "evaluate_osr_sh.py or evaluate_osr_coco.py"
-        ) from error
-    except ValueError as error:
-        raise WrongInput(f"--calibration {path} is no JSON file ({error}); give the results.json itself") from error
-
-    def at(*keys):
-        value = results
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    towns = ("t5", "t6")
-    if isinstance(at("pooled"), dict):
-        thresholds = {name: at("pooled", name, "threshold95") for name in at("pooled")}
-    elif at("mean_of_images") is not None:
+    """(threshold, range of heat or None) of a score, from an evaluation's results.json."""
+    results = read_results(path, "--calibration")
+    calibration = results["calibration"]
+    if score_name not in calibration:
         raise WrongInput(
-            f"--calibration {path} has figures of each image by itself (mean_of_images) and no threshold for all "
-            "(pooled): run evaluate_ood.py once more with --pooled"
+            f"--calibration {path} has a threshold for the score {' and '.join(calibration) or 'of nothing'}, and the "
+            f"score here is {score_name}: choose it with --score, or evaluate this one"
         )
-    elif all(is_number(at(town, "threshold")) for town in towns):
-        thresholds = {at("score"): min(at(town, "threshold") for town in towns)}
-    elif at("threshold") is not None:
-        thresholds = {at("score"): at("threshold")}
-    else:
-        held = f"its keys are {', '.join(results)}" if isinstance(results, dict) else "it holds no keys"
-        raise WrongInput(
-            f"--calibration {path} has no threshold: {held}; expected are pooled/SCORE/threshold95 (evaluate_ood.py), "
-            "t5/threshold, t6/threshold and score (evaluate_osr_sh.py), or threshold and score (evaluate_osr_coco.py)"
-        )
-    if at("released_scoring"):
+    found = calibration[score_name] if isinstance(calibration[score_name], dict) else {}
+    if found.get("note"):
+        raise WrongInput(f"--calibration {path} has {found['note']}")
+    if found.get("scores_of") != "logits":
         raise WrongInput(
             f"--calibration {path} was made with --released_scoring, whose scores are of probabilities; the scores "
             "here are of logits: evaluate without it"
         )
-    if score_name not in thresholds:
+    threshold, heat = found.get("threshold"), found.get("heat_range")
+    if not is_number(threshold):
         raise WrongInput(
-            f"--calibration {path} has a threshold for the score {' and '.join(map(str, thresholds))}, and the score "
-            f"here is {score_name}: choose it with --score, or evaluate this one"
-        )
-    if not is_number(thresholds[score_name]):
-        raise WrongInput(
-            f"--calibration {path} has {thresholds[score_name]!r} for the threshold of {score_name}: was there no "
+            f"--calibration {path} has {threshold!r} for the threshold of {score_name}: was there no "
             "pixel of an unknown thing to take it from?"
         )
-    if at("record", "weights_sha256") not in (None, sha256(weights)):
-        print(f"note: the threshold was found for {at('weights')}, the weights here, {weights}, are others")
-    heat = at("heat_range", score_name)
+    if results["record"].get("weights_sha256") != sha256(weights):
+        print(f"note: the threshold was found for {results['weights']}, the weights here, {weights}, are others")
     sound = isinstance(heat, list) and len(heat) == 2 and all(map(is_number, heat)) and heat[0] < heat[1]
-    if heat is not None and not sound:
+    if not sound:
         print(f"note: {path} has no heat_range that can be used: heat maps span the scores of each picture")
-    return float(thresholds[score_name]), heat if sound else None
+    return float(threshold), heat if sound else None
 
 
 def is_number(value) -> bool:

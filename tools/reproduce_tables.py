@@ -19,7 +19,6 @@ figures side by side. Paths are taken from the working directory. The same comma
 failed, or has another command or other weights; the data are not compared: remove OUTPUT_DIR/TABLE where they changed.
 """
 
-import json
 import shlex
 import subprocess
 import sys
@@ -33,7 +32,8 @@ from engine.flags import Parser
 from engine.page import html_link, html_paragraph, html_tables, page
 from engine.recipe import PROJECT
 from engine.report import published_tables
-from errors import MissingFile, WrongInput
+from engine.results import Rows, markdown_tables, read_results
+from errors import MissingFile, UserError, WrongInput
 
 ANOMALIES = ("lf", "static", "road-anomaly", "anomaly-track", "obstacle-track", "street-hazards")
 SCRIPTS = {name: ["evaluate_ood.py", "--dataset", name] for name in ANOMALIES} | {
@@ -64,7 +64,8 @@ def main(argv=None):
         if error:
             failed[name] = error
             print(f"  failed: {error}")
-    tables = {name: read_tables(args.folder / name / "table.md") for name in runs if name not in failed}
+    done = {name: args.folder / name / "results.json" for name in runs if name not in failed}
+    tables = {name: read_results(path)["tables"] for name, path in done.items()}
     write_page(args.folder, tables, failed)
     if failed:
         raise SystemExit(f"error: {len(failed)} of {len(runs)} tables failed: {', '.join(failed)}; see their log.txt")
@@ -111,14 +112,13 @@ def command_of(name: str, run: dict, folder: Path) -> list[str]:
 
 
 def is_done(folder: Path, command: list[str], weights: str) -> bool:
-    """Whether the folder holds the results of this command with these weights."""
+    """Whether the folder holds the results of this command with these weights, and of this version."""
     try:
-        record = json.loads((folder / "results.json").read_text(encoding="utf-8"))["record"]
-        before, digest = shlex.split(record["command"])[1:], record["weights_sha256"]
-        tables = read_tables(folder / "table.md")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of an older version, or damaged
+        results = read_results(folder / "results.json")
+        before, digest = shlex.split(results["record"]["command"])[1:], results["record"]["weights_sha256"]
+    except (UserError, KeyError, TypeError, AttributeError):
         return False
-    if not before or not tables:
+    if not before or not results["tables"]:
         return False
     same_weights = sha256(weights) == digest
     return same_weights and [Path(before[0]).name, *before[1:]] == command
@@ -139,18 +139,7 @@ def evaluate(command: list[str], log: Path) -> str | None:
     return lines[-1] if lines else f"exit code {code}"
 
 
-def read_tables(path: Path) -> dict[str, list[list[str]]]:
-    """Title -> rows of a table.md."""
-    tables, title = {}, ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("| "):
-            tables.setdefault(title, []).append([cell.strip() for cell in line.strip("|").split("|")])
-        elif line and not line.startswith("|"):
-            title = line
-    return tables
-
-
-def write_page(folder: Path, tables: dict[str, dict], failed: dict[str, str]) -> None:
+def write_page(folder: Path, tables: dict[str, dict[str, Rows]], failed: dict[str, str]) -> None:
     sections = {}
     for name, each in tables.items():
         sections[name] = html_tables(each)
@@ -161,7 +150,7 @@ def write_page(folder: Path, tables: dict[str, dict], failed: dict[str, str]) ->
     sections["published, on test parts whose labels only the benchmarks' servers have"] = html_tables(servers)
     text = page("The tables of the papers", "published and own figures side by side, in percent", sections)
     write_whole(text.encode(errors="backslashreplace"), folder / "index.html")
-    parts = [f"## {name}\n\n{(folder / name / 'table.md').read_text(encoding='utf-8')}" for name in tables]
+    parts = [f"## {name}\n\n{markdown_tables(each)}" for name, each in tables.items()]
     parts += [f"## {name}\n\nfailed: {error}\n" for name, error in failed.items()]
     write_whole("\n".join(parts).encode(errors="backslashreplace"), folder / "tables.md")
     print(f"written: {folder / 'index.html'}, {folder / 'tables.md'}")

@@ -1,0 +1,74 @@
+"""What an open-set evaluation takes, and its figures: known classes, and pixels that are called unknown."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from engine.flags import Parser, add_pictures_flag, share
+from engine.results import Rows
+from methods.scores import add_score_flag
+
+MEANS = {"mIoU": "closed mIoU %", "open_mIoU": "open-mIoU %", "mIoU_with_unknown": "mIoU with unknown %"}
+
+
+def add_open_set_flags(parser: Parser, folder: Path) -> None:
+    """folder  where the results go unless --folder says otherwise"""
+    parser.add_argument("--tpr", type=share, default=0.95, help="share of outlier pixels to find (default 0.95)")
+    add_score_flag(parser)
+    parser.add_argument(
+        "--folder", type=Path, default=folder, help=f"where results.json, index.html and others go (default {folder})"
+    )
+    add_pictures_flag(parser)
+
+
+def open_set_figures(closed: Any, opened: Any) -> dict:
+    """Closed-set and open-set figures of two confusion matrices; `gap` is what the unknown costs.
+
+    Each mean has the number of classes that it averages beside it: a class with an empty union is left out, which the
+    release counts as 0 in open-mIoU.
+    """
+    known = closed.compute()
+    figures = opened.compute() | {name: known[name] for name in ("mIoU", "mIoU_classes")}
+    return figures | {
+        "gap": figures["mIoU"] - figures["open_mIoU"],
+        "closed_iou": closed.iou().tolist(),
+        "open_iou": opened.open_iou().tolist(),
+    }
+
+
+def open_set_headline(figures: dict) -> dict[str, float]:
+    return {title.removesuffix(" %"): figures[name] for name, title in MEANS.items()}
+
+
+def threshold_text(threshold: float) -> str:
+    return "" if math.isnan(threshold) else f"{threshold:.4f}"
+
+
+def open_set_table(figures: dict) -> Rows:
+    rows = [["figure", "value", "classes"]]
+    rows += [[title, figures[name], figures[f"{name}_classes"]] for name, title in MEANS.items()]
+    rows += [["gap %, closed mIoU less open-mIoU", figures["gap"], ""]]
+    rows += [[f"{name} %", figures[name], ""] for name in ("AP", "AUROC", "FPR95")]
+    rows += [["threshold", threshold_text(figures["threshold"]), ""], ["images", figures["images"], ""]]
+    return rows + [[f"{kind} pixels", figures[f"{kind}_pixels"], ""] for kind in ("inlier", "outlier", "ignored")]
+
+
+def town_table(figures: dict[str, dict]) -> Rows:
+    """A row for each town and for both."""
+    rows = [
+        ["town", "images", *(cell for title in MEANS.values() for cell in (title, "classes")), "gap %", "threshold"]
+    ]
+    for town, each in figures.items():
+        means = [cell for name in MEANS for cell in (each[name], each.get(f"{name}_classes", ""))]
+        rows.append([town, each["images"], *means, each["gap"], threshold_text(each.get("threshold", math.nan))])
+    return rows
+
+
+def total_figures(towns: list[dict]) -> dict:
+    """The towns' figures weighted by their numbers of images."""
+    images = sum(town["images"] for town in towns)
+    mean = {
+        name: sum(town["images"] * town[name] for town in towns) / images
+        for name in ("mIoU", "open_mIoU", "gap", "mIoU_with_unknown")
+    }
+    return {"images": images} | mean
