@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -153,7 +152,7 @@ def picture_of(frame: Frame, scores: Tensor, open_prediction: Tensor | None = No
     tensors = [frame.image, frame.labels, frame.class_logits, scores, open_prediction]
     thinned = [None if tensor is None else tensor[..., ::step, ::step] for tensor in tensors]
     thinned[2] = predicted_classes(thinned[2])
-    return Picture(*(np.array(tensor[0].cpu()) for tensor in thinned if tensor is not None))
+    return Picture(*(tensor[0].cpu().numpy().copy() for tensor in thinned if tensor is not None))
 
 
 def closed_set_figures(model: nn.Module, dataset: Dataset, num_classes: int, run: Run) -> dict[str, float]:

@@ -21,12 +21,11 @@ from engine.evaluate import (
     anomaly_figures,
     closed_set_figures,
     evaluated_frames,
-    markdown_table,
     one_ahead,
-    write_results,
 )
 from engine.log import RunLog
 from engine.precision import choose_precision
+from engine.results import markdown_table, write_results
 from engine.run import Run
 from errors import WrongInput
 from labels import IGNORE, OUTLIER

@@ -20,18 +20,19 @@ import evaluate_ood
 import evaluate_osr_sh
 from data import StreetHazards
 from engine.curves import distribution_of, draw_histogram, draw_precision_recall, draw_roc, panels_png
-from engine.evaluate import Frame, shown
+from engine.evaluate import Frame
+from engine.evaluation import FrameRanking, start_evaluation
 from engine.page import html_table
 from engine.pictures import GAP, HEADER, LEGEND_LINE, save_grid
-from engine.precision import FLOAT32
-from engine.report import PUBLISHED, FrameRanking, evaluation_record, published_tables
+from engine.report import PUBLISHED, published_tables
+from engine.results import cell_text
+from engine.run import script_parser
 from labels import IGNORE, OUTLIER
 from metrics import AnomalyMetrics
 from tests.support.networks import save_random_weights
 from tests.support.samples import frames_of_every_kind
 
 PROJECT = Path(__file__).resolve().parents[2]
-CPU = torch.device("cpu")
 
 
 def scored(pixels, share=0.1, seed=0, digits=None):
@@ -303,12 +304,22 @@ def test_published_figures_stand_beside_ours_and_unconfirmed_ones_are_marked():
 # How it was made
 
 
-def test_hash_revision_and_recipe_of_the_weights_are_recorded(tmp_path):
+def started(weights, *flags):
+    """The evaluation that a command line starts"""
+    parser = script_parser("")
+    for flag in ("--dataroot", "--params"):
+        parser.add_argument(flag)
+    parser.add_argument("--folder", type=Path)
+    words = ["--device", "cpu", "--folder", "out", "--params", str(weights), *flags]
+    return start_evaluation(parser, "params", "somewhere/evaluate_ood.py", words)[1]
+
+
+def test_hash_revision_and_recipe_of_the_weights_are_recorded(tmp_path, in_tmp):
     weights = tmp_path / "final.pth"
     weights.write_bytes(bytes(range(256)) * 5000)
-    record = evaluation_record("somewhere/evaluate_ood.py", ["--dataroot", "a b"], "a b", 7, str(weights), CPU, FLOAT32)
+    record = started(weights, "--dataroot", "a b").record(7)
     assert record["weights_sha256"] == hashlib.sha256(bytes(range(256)) * 5000).hexdigest()
-    assert record["command"] == "python evaluate_ood.py --dataroot 'a b'"
+    assert record["command"] == f"python evaluate_ood.py --device cpu --folder out --params {weights} --dataroot 'a b'"
     assert (record["dataroot"], record["images"], record["recipe"]) == ("a b", 7, None)
     revision = subprocess.run(
         ["git", "-C", PROJECT, "rev-parse", "HEAD"], capture_output=True, text=True
@@ -316,12 +327,12 @@ def test_hash_revision_and_recipe_of_the_weights_are_recorded(tmp_path):
     assert (record["revision"] or "").removesuffix("+changes") == revision
     assert record["versions"]["torch"] == torch.__version__ and record["device"].startswith("cpu")
     (tmp_path / "recipe.yaml").write_text("script: ldn\nrecipe: {release: {scale: [0.5, 2.0]}}\nwhen: 2024-05-06\n")
-    record = evaluation_record("evaluate_ood.py", [], ".", 7, str(weights), CPU, FLOAT32)
+    record = started(weights, "--dataroot", ".").record(7)
     assert record["recipe"]["recipe"] == {"release": {"scale": [0.5, 2.0]}}
     assert json.loads(json.dumps(record)) == record
     (tmp_path / "recipe.yaml").write_text("a: [1,\n")
     with pytest.raises(ValueError, match=r"recipe\.yaml beside the weights cannot be read as YAML"):
-        evaluation_record("evaluate_ood.py", [], ".", 7, str(weights), CPU, FLOAT32)
+        started(weights, "--dataroot", ".").record(7)
 
 
 # The page
@@ -394,7 +405,7 @@ def test_the_page_shows_every_figure_and_fetches_nothing(name, evaluations):
         assert record[key] is None or record[key] in words, key
     assert "lr: 0.125" in words and "<weights>" in words and "<weights>" not in text
     assert " ".join(words.split()).count(record["command"].replace(" --", " \\ --")) == 1
-    aps = results.get("frame_AP") or {image["name"]: image["hybrid"]["AP"] for image in results["images"]}
+    aps = {image["name"]: image["hybrid"]["AP"] for image in results["images"]}
     assert len(aps) == record["images"] == 5
     for frame, ap in aps.items():
         assert [frame, f"{100 * ap:.2f}"] in page.rows
@@ -407,7 +418,7 @@ def test_the_headline_is_that_of_the_benchmark(evaluations):
     results = json.loads((evaluations / "ood/results.json").read_text())
     text = (evaluations / "ood/index.html").read_text()
     headline = dict(re.findall(r"<dt>(\w+)</dt><dd>([\d.]+) <small>%</small>", text))
-    mean = results["mean_of_images"]["hybrid"]
+    mean = results["figures"]["mean_of_images"]["hybrid"]
     assert headline == {figure: f"{100 * mean[figure]:.2f}" for figure in ("AP", "AUROC", "FPR95")}
     assert "StreetHazards test, mean over images" in unescape(text)
 
@@ -462,7 +473,7 @@ def test_the_sheet_has_a_line_of_words_above_each_frame(evaluations, tmp_path):
 def test_columns_of_numbers_stand_flush_right_and_words_are_escaped():
     table = html_table([["a<b", "AP %"], ["<i>", 0.5], ["x", float("nan")]])
     assert table.count('class="number"') == 3 and "<i>" not in table and "&lt;i&gt;" in table
-    assert f">{shown(0.5)}<" in table and "nan" not in table
+    assert f">{cell_text(0.5)}<" in table and "nan" not in table
 
 
 def test_classes_of_the_legend_are_those_of_the_data_set(evaluations):

@@ -15,12 +15,9 @@ from engine import SlidingWindows
 from models import (
     SEGMENTER_DATASET_HEADS,
     ReleasedScoring,
-    has_dataset_head,
-    ladder_densenet121,
     load_imagenet_vit,
     load_weights,
     segmenter,
-    segmenter_dataset_head,
 )
 from models.mask_transformer import MaskTransformer
 from models.segmenter import Segmenter
@@ -385,19 +382,6 @@ def test_the_light_head_is_a_norm_and_a_linear_layer_on_each_patch():
             maps[0, :, place // 3, place % 3] = head.linear.weight @ (normal * head.norm.weight + head.norm.bias)
         expected = F.interpolate(maps, scale_factor=4, mode="bilinear", align_corners=False)
         torch.testing.assert_close(model(images)[1], expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_kind_of_dataset_head_is_read_from_a_file(kind, tmp_path):
-    path = saved({"model": small_segmenter(kind).state_dict()}, tmp_path / "last.pt")
-    assert segmenter_dataset_head(path) == kind
-    assert has_dataset_head(path) == (kind is not None)
-
-
-def test_another_networks_dataset_head_is_none_of_segmenters(tmp_path):
-    path = saved(ladder_densenet121(2).state_dict(), tmp_path / "ldn.pth")
-    assert has_dataset_head(path)
-    assert segmenter_dataset_head(path) is None
 
 
 def test_what_the_dataset_heads_cost():

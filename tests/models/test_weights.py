@@ -15,12 +15,12 @@ from torchvision.models import densenet121, densenet169, resnet18
 
 from errors import message_of
 from models import (
-    has_dataset_head,
     ladder_densenet121,
     load_imagenet_densenet121,
     load_network,
     load_weights,
 )
+from models.networks import dataset_head
 from models.vit import VisionTransformer
 from models.weights import read_state_dict
 from tests.golden.fill import golden_state_dict
@@ -133,9 +133,10 @@ def test_no_key_may_be_missing(key, tmp_path):
 
 def test_a_dataset_head_is_found_in_a_file(tmp_path):
     state = TwoHeads().state_dict()
-    assert has_dataset_head(saved({"model": state}, tmp_path / "hybrid.pt"))
+    hybrid = read_state_dict(saved({"model": state}, tmp_path / "hybrid.pt"))
+    assert dataset_head(hybrid, "ldn121")
     closed_set = {key: value for key, value in state.items() if "logits_ood" not in key}
-    assert not has_dataset_head(saved(closed_set, tmp_path / "closed.pth"))
+    assert not dataset_head(read_state_dict(saved(closed_set, tmp_path / "closed.pth")), "ldn121")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ import segmenter_coco20_finetune_flow
 from data import ADE20K, COCO20
 from engine import SlidingWindows
 from engine.recipe import read_recipe
+from engine.results import without_nan
 from labels import IGNORE, OUTLIER
 from losses import hybrid_score, pixel_counts
 from metrics import ConfusionMatrix
@@ -352,7 +353,7 @@ def test_heads_travel_with_the_weights_and_another_number_is_refused(world, expe
 
     def figures(path, *flags):
         results = evaluate_osr_coco.main(world.flags("osr", "--folder", f"of_{path.name}", *flags, model=path))
-        return {key: results[key] for key in ("AP", "AUROC", "threshold", "mIoU")}
+        return {key: results["figures"][key] for key in ("AP", "AUROC", "threshold", "mIoU")}
 
     assert figures(weights) == figures(weights, "--heads", "12")
     assert "does not say" not in capsys.readouterr().out
@@ -814,10 +815,13 @@ def evaluated(world, files, *flags, kind="hybrid", root=None):
     results = evaluate_osr_coco.main(world.flags("osr", *flags, model=files[kind], root=root))
     folder = flags[flags.index("--folder") + 1] if "--folder" in flags else "results/evaluate_osr_coco"
     written = json.loads(Path(folder, "results.json").read_text())
-    assert {key: value for key, value in results.items() if "iou" not in key} == {
-        key: value for key, value in written.items() if "iou" not in key
-    }
-    return written
+    returned, read = (
+        {key: value for key, value in (each | each["figures"]).items() if "iou" not in key and key != "figures"}
+        for each in (results, written)
+    )
+    assert without_nan(returned) == read
+    (calibration,) = written["calibration"].items()
+    return written["figures"] | {"calibration": calibration, **{key: written[key] for key in ("dataset", "weights")}}
 
 
 @pytest.mark.parametrize("released", [False, True], ids=["logits", "released_scoring"])
@@ -831,7 +835,10 @@ def test_every_figure_is_that_of_a_slow_count(score, tpr, released, world, pixel
     assert {key: results[key] for key in counts} == counts
     for key, slow in (("closed_iou", closed), ("open_iou", opened)):
         assert [math.nan if iou is None else iou for iou in results[key]] == pytest.approx(slow, nan_ok=True)
-    assert (results["score"], results["tpr"], results["released_scoring"]) == (score, tpr, released)
+    name, calibration = results["calibration"]
+    scores_of = "probabilities" if released else "logits"
+    assert (name, calibration["tpr"], calibration["scores_of"]) == (score, tpr, scores_of)
+    assert calibration["threshold"] == results["threshold"]
     assert results["dataset"] == "coco20" and results["weights"] == str(pixel_wise["hybrid"])
     assert 0 < results["mIoU"] < 1 and results["open_mIoU"] != results["mIoU"] and 0 < results["FPR95"] < 1
 
@@ -912,7 +919,7 @@ def test_heads_and_dataset_head_are_those_of_the_flag_and_the_file(world, pixel_
 def test_closed_set_weights_get_the_largest_logit_and_no_score_of_a_dataset_head(world, pixel_wise, kept_scores):
     results = evaluated(world, pixel_wise, kind="closed")
     figures, counts, *_ = figures_by_hand(world.coco, kept_scores, 0.95, SCORES["max_logit"])
-    assert results["score"] == "max_logit"
+    assert results["calibration"][0] == "max_logit"
     assert {key: results[key] for key in figures} == pytest.approx(figures, abs=1e-6)
     assert {key: results[key] for key in counts} == counts
     for score in ("hybrid", "discriminative"):
@@ -924,8 +931,8 @@ def test_closed_set_weights_get_the_largest_logit_and_no_score_of_a_dataset_head
 def test_the_runs_own_weights_are_evaluated(runs, world, in_tmp):
     for kind, score in (("hybrid", "hybrid"), ("closed", "max_logit")):
         results = evaluate_osr_coco.main(world.flags("osr", "--folder", kind, model=runs[kind] / "final.pth"))
-        assert results["score"] == score and results["images"] == 6
-        assert results["mIoU"] == pytest.approx(log_of(runs[kind])[-1]["validation"]["mIoU"], abs=1e-6)
+        assert list(results["calibration"]) == [score] and results["figures"]["images"] == 6
+        assert results["figures"]["mIoU"] == pytest.approx(log_of(runs[kind])[-1]["validation"]["mIoU"], abs=1e-6)
 
 
 @pytest.mark.parametrize("tpr", ["0", "-0.5", "1.01", "nan", "95"])
@@ -1013,7 +1020,9 @@ def test_real_photographs_train_fine_tune_and_evaluate(flow_file, in_tmp):
         assert all(0 <= figure <= 1 for figure in figures.values())
         assert len(steps_of(Path("logs", kind))) == 7  # fourteen photographs
     results = evaluate_osr_coco.main(world.flags("osr", *sizes, model="logs/flow/final.pth"))
-    assert results["images"] == 10 and results["score"] == "hybrid"
+    assert list(results["calibration"]) == ["hybrid"]
+    results = results["figures"]
+    assert results["images"] == 10
     stored = [np.array(Image.open(path)).astype(int) for path in sorted((part / "labels/val2017").iterdir())]
     known = [np.isin(labels, [number - 1 for number in COCO_KNOWN.values()]) for labels in stored]
     assert results["inlier_pixels"] == sum(int(labels.sum()) for labels in known)

@@ -195,7 +195,7 @@ def test_an_evaluation_has_the_figures_of_the_cpu(script, world, in_tmp):
 @pytest.mark.parametrize("precision", ["float32", *HALF])
 def test_an_evaluation_runs_in_any_precision(precision, world, cuda, in_tmp):
     results = world.run("evaluate_ood lf", "--device", "cuda", "--precision", precision)
-    assert 0 < results["pooled"]["hybrid"]["AP"] < 1 and results["record"]["precision"] == precision
+    assert 0 < results["figures"]["pooled"]["hybrid"]["AP"] < 1 and results["record"]["precision"] == precision
 
 
 def test_predict_writes_what_it_writes_on_the_cpu(world, in_tmp):

@@ -63,8 +63,8 @@ def test_deeplab_is_fine_tuned_from_nvidias_file_and_scored_on_fishyscapes(narro
             scores.append(score[labels != IGNORE].numpy())
             outlier.append((labels[labels != IGNORE] == OUTLIER).numpy())
         slow = sklearn.metrics.average_precision_score(np.concatenate(outlier), np.concatenate(scores))
-        assert results["pooled"]["hybrid"]["AP"] == pytest.approx(slow, abs=1e-3)
-        assert results["pixels"] == {"inlier": 3 * (HEIGHT * WIDTH - 400), "outlier": 600, "ignored": 600}
+        assert results["figures"]["pooled"]["hybrid"]["AP"] == pytest.approx(slow, abs=1e-3)
+        assert results["figures"]["pixels"] == {"inlier": 3 * (HEIGHT * WIDTH - 400), "outlier": 600, "ignored": 600}
         assert json.loads(Path(f"out_{name}/results.json").read_text())["network"] == "deeplabv3plus"
         assert Path(f"out_{name}/pictures.png").exists()
 

@@ -32,9 +32,9 @@ def test_the_iou_of_each_class_is_that_of_scikit_learn(in_tmp, street_hazards, r
     truths, found = torch.cat(truths), torch.cat(found)
     present = sorted({*truths.tolist(), *found.tolist()})
     expected = sklearn.metrics.jaccard_score(truths, found, labels=present, average=None, zero_division=0)
-    assert [results["iou"][list(StreetHazards.class_colours)[label]] for label in present] == pytest.approx(
+    assert [results["figures"]["iou"][list(StreetHazards.class_colours)[label]] for label in present] == pytest.approx(
         expected.tolist(), abs=2e-3
     )
-    assert results["mIoU"] == pytest.approx(expected.mean(), abs=2e-3)
-    assert results["mIoU_classes"] == len(present)
+    assert results["figures"]["mIoU"] == pytest.approx(expected.mean(), abs=2e-3)
+    assert results["figures"]["mIoU_classes"] == len(present)
     assert json.loads((in_tmp / "out" / "results.json").read_text())["record"]["images"] == 3

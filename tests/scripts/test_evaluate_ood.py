@@ -54,14 +54,14 @@ def test_evaluate_ood_gives_pooled_figures_and_those_of_components(in_tmp, name,
         labels.append(truth_map.numpy())
     counted = np.stack(labels) != IGNORE
     truths, pooled = np.stack(labels)[counted] == OUTLIER, np.stack(scores)[counted]
-    figures = results["pooled"]["hybrid"]
+    figures = results["figures"]["pooled"]["hybrid"]
     assert figures["AP"] == pytest.approx(sklearn.metrics.average_precision_score(truths, pooled), rel=1e-3)
     if name == "road-anomaly":
-        assert "components" not in results
+        assert "components" not in results["figures"]
         return
     precision, recall, thresholds = sklearn.metrics.precision_recall_curve(truths, pooled)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    components = results["components"]["hybrid"]
+    components = results["figures"]["components"]["hybrid"]
     assert components["pixel_F1"] == pytest.approx(f1.max(), rel=1e-3)
     assert components["threshold"] == pytest.approx(thresholds[f1[:-1].argmax()], rel=1e-3, abs=1e-3)
     expected = ComponentMetrics(components["threshold"], **opened.component_sizes)
@@ -86,10 +86,11 @@ def test_without_outliers_what_is_defined_is_given_and_the_rest_left_empty(name,
     evaluate_ood.main([*command.split(), "--device", "cpu"])
     assert f"note: no label map of {root} has an outlier pixel" in capsys.readouterr().out
     results = json.loads(Path("out/results.json").read_text())
-    figures = results["pooled"]["hybrid"]
+    figures = results["figures"]["pooled"]["hybrid"]
     assert [figures[key] for key in ("AP", "AUROC", "FPR95", "threshold95", "sIoU", "PPV", "F1")] == [None] * 7
-    assert figures["inlier_pixels"] == results["pixels"]["inlier"] > 0 == results["pixels"]["outlier"]
-    assert results["components"]["hybrid"]["true_components"] == 0
+    pixels = results["figures"]["pixels"]
+    assert figures["inlier_pixels"] == pixels["inlier"] > 0 == pixels["outlier"]
+    assert results["figures"]["components"]["hybrid"]["true_components"] == 0
     assert "nan" not in Path("out/table.md").read_text().lower()
 
 
@@ -108,5 +109,5 @@ def test_weights_of_any_number_of_classes_are_tried_on_a_benchmark(num_classes, 
         truths.append(MAPS[number].ravel())
     scores, truths = np.concatenate(scores), np.concatenate(truths)
     expected = sklearn.metrics.average_precision_score(truths[truths < 255], scores[truths < 255])
-    assert results["pooled"]["hybrid"]["AP"] == pytest.approx(expected, abs=1e-6)
+    assert results["figures"]["pooled"]["hybrid"]["AP"] == pytest.approx(expected, abs=1e-6)
     assert Path("out/index.html").exists()

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from engine import files, run_script
+from engine import checkpoint, report, run_script
 from errors import message_of
 from methods import FLOW_SOURCE
 from models import load_imagenet_densenet121, load_weights
@@ -165,9 +166,10 @@ def test_figures_that_cannot_be_written_are_shown(finished, monkeypatch, capsys)
 @pytest.mark.parametrize("script", EVALUATIONS)
 def test_no_picture_or_page_is_made_outside_of_what_keeps_the_figures(script):
     source = Path(script_module(script).__file__).read_text()
-    for call in ("save_pictures(", "write_report("):
-        for before in source.split(call)[:-1]:
-            assert "with figures_are_written(args.folder):" in before
+    assert not re.search(r"\b(save_pictures|write_page|write_curves)\(", source)
+    (body,) = re.findall(r"^def write_evaluation\(.*?^@", Path(report.__file__).read_text(), re.DOTALL | re.MULTILINE)
+    for call in ("save_pictures(", "write_page("):
+        assert "with figures_are_written(folder):" in body.split(call)[0]
 
 
 # What is read

@@ -356,19 +356,19 @@ def test_every_score_of_every_frame_is_evaluated(hybrid_run, street_hazards, in_
         assert figures["hybrid"]["ignored_pixels"] == np.sum(stored == 4)
         slow.append(ap)
         pooled.append((stored[counted] == 14, scores[counted]))
-    assert written["mean_of_images"]["hybrid"]["AP"] == pytest.approx(np.mean(slow), abs=1e-4)
+    assert written["figures"]["mean_of_images"]["hybrid"]["AP"] == pytest.approx(np.mean(slow), abs=1e-4)
     together = sklearn.metrics.average_precision_score(*(np.concatenate(part) for part in zip(*pooled, strict=True)))
-    assert written["pooled"]["hybrid"]["AP"] == pytest.approx(together, abs=1e-4)
+    assert written["figures"]["pooled"]["hybrid"]["AP"] == pytest.approx(together, abs=1e-4)
 
-    assert tuple(written["mean_of_images"]) == tuple(written["pooled"]) == SCORES
-    for figures in (written["mean_of_images"], written["pooled"], *written["images"]):
+    assert tuple(written["figures"]["mean_of_images"]) == tuple(written["figures"]["pooled"]) == SCORES
+    for figures in (written["figures"]["mean_of_images"], written["figures"]["pooled"], *written["images"]):
         for score in SCORES:
             assert all(0 <= figures[score][figure] <= 1 for figure in ("AP", "AUROC", "FPR95"))
-    assert written["mean_of_images"]["hybrid"]["images"] == 5
-    assert sum(written["pixels"].values()) == 5 * WIDTH * HEIGHT
+    assert written["figures"]["mean_of_images"]["hybrid"]["images"] == 5
+    assert sum(written["figures"]["pixels"].values()) == 5 * WIDTH * HEIGHT
 
     table = Path("out/table.md").read_text()
-    ap = written["mean_of_images"]["hybrid"]["AP"]
+    ap = written["figures"]["mean_of_images"]["hybrid"]["AP"]
     assert f"{100 * ap:.2f}" in table and all(score in table for score in SCORES) and table in capsys.readouterr().out
     with Image.open("out/pictures.png") as sheet:
         assert sheet.size[0] > 4 * 320
@@ -379,7 +379,7 @@ def test_a_frame_without_outliers_is_left_out_of_the_mean_and_counted(own_world,
     labels = np.array(Image.open(path))
     Image.fromarray(np.where(labels == 14, 8, labels)).save(path)
     results = evaluated(own_world, random_weights["hybrid"], "--pictures", "0")
-    mean, each = results["mean_of_images"]["hybrid"], [image["hybrid"]["AP"] for image in results["images"]]
+    mean, each = results["figures"]["mean_of_images"]["hybrid"], [image["hybrid"]["AP"] for image in results["images"]]
     assert (mean["images"], mean["images_without_outliers"]) == (4, 1)
     assert each[0] is None and mean["AP"] == pytest.approx(np.mean(each[1:]))
     assert "mean over 4 images (1 without outliers left out" in Path("out/table.md").read_text()
@@ -388,12 +388,12 @@ def test_a_frame_without_outliers_is_left_out_of_the_mean_and_counted(own_world,
 
 def test_the_score_of_hybrid_weights_is_the_hybrid_score(random_weights, street_hazards, in_tmp):
     results = evaluated(street_hazards, random_weights["hybrid"], "--pictures", "0")
-    assert list(results["mean_of_images"]) == ["hybrid"] and "pooled" not in results
+    assert list(results["figures"]["mean_of_images"]) == ["hybrid"] and "pooled" not in results["figures"]
 
 
 def test_closed_set_weights_get_the_scores_that_need_no_dataset_head(closed_run, street_hazards, in_tmp):
     results = evaluated(street_hazards, closed_run / "final.pth", "--pictures", "2")
-    assert list(results["mean_of_images"]) == ["generative", "max_softmax", "max_logit", "entropy"]
+    assert list(results["figures"]["mean_of_images"]) == ["generative", "max_softmax", "max_logit", "entropy"]
     name, (image, stored) = next(iter(frames_of(street_hazards).items()))
     logits = logits_of(closed_run / "final.pth", image, hybrid=False)[0].double()
     expected = {
@@ -535,6 +535,7 @@ def test_open_set_figures_are_those_of_a_slow_count_with_thresholds_from_the_oth
     weights = hybrid_run / "final.pth"
     results = evaluate_osr_sh.main(osr_flags(street_hazards, weights))
     written = json.loads(Path("results/evaluate_osr_sh/results.json").read_text())
+    figures = written["figures"]
     predictions, scores, truths, thresholds = {}, {}, {}, {}
     for town in ("t5", "t6"):
         frames = frames_of(street_hazards, town).values()
@@ -546,36 +547,34 @@ def test_open_set_figures_are_those_of_a_slow_count_with_thresholds_from_the_oth
         found = [threshold for threshold in outliers if np.mean(outliers >= threshold) >= 0.95]
         thresholds[town] = max(found)
     for town, other in (("t5", "t6"), ("t6", "t5")):
-        threshold = written[town]["threshold"]
+        threshold = figures[town]["threshold"]
         assert threshold == pytest.approx(thresholds[other], abs=1e-4)
         assert thresholds[town] != pytest.approx(thresholds[other], abs=1e-3)
         opened = [np.where(s.astype(np.float32) >= np.float32(threshold), K, p)
                   for p, s in zip(predictions[town], scores[town], strict=True)]  # fmt: skip
-        assert written[town]["open_mIoU"] == pytest.approx(slow_open_miou(opened, truths[town]), abs=2e-3)
+        assert figures[town]["open_mIoU"] == pytest.approx(slow_open_miou(opened, truths[town]), abs=2e-3)
         known = [np.where(truth == K, IGNORE, truth) for truth in truths[town]]
-        assert written[town]["mIoU"] == pytest.approx(slow_open_miou(predictions[town], known), abs=2e-3)
-        assert written[town]["gap"] == pytest.approx(written[town]["mIoU"] - written[town]["open_mIoU"])
-    assert (written["t5"]["images"], written["t6"]["images"], written["total"]["images"]) == (3, 2, 5)
+        assert figures[town]["mIoU"] == pytest.approx(slow_open_miou(predictions[town], known), abs=2e-3)
+        assert figures[town]["gap"] == pytest.approx(figures[town]["mIoU"] - figures[town]["open_mIoU"])
+    assert (figures["t5"]["images"], figures["t6"]["images"], figures["total"]["images"]) == (3, 2, 5)
     for figure in ("mIoU", "open_mIoU", "gap", "mIoU_with_unknown"):
-        weighted = (3 * written["t5"][figure] + 2 * written["t6"][figure]) / 5
-        assert written["total"][figure] == pytest.approx(weighted)
-    assert written["score"] == "hybrid" and written["tpr"] == 0.95
-    assert results["total"] == written["total"]
+        weighted = (3 * figures["t5"][figure] + 2 * figures["t6"][figure]) / 5
+        assert figures["total"][figure] == pytest.approx(weighted)
+    assert list(written["calibration"]) == ["hybrid"] and written["calibration"]["hybrid"]["tpr"] == 0.95
+    assert results["figures"]["total"] == figures["total"]
 
     table = Path("results/evaluate_osr_sh/table.md").read_text()
     assert "half resolution" in table and "TPR 0.95" in table
     rows = {row.split("|")[1].strip(): row for row in table.splitlines() if row.startswith("| t")}
     for town in ("t5", "t6", "total"):
-        assert f" {100 * written[town]['open_mIoU']:.2f} " in rows[town]
+        assert f" {100 * figures[town]['open_mIoU']:.2f} " in rows[town]
 
 
 def test_a_town_is_found_by_its_own_folder_whatever_the_path_to_it(own_world, random_weights, tmp_path, in_tmp):
     straight = evaluate_osr_sh.main(osr_flags(own_world, random_weights["hybrid"]))
     innocent = shutil.move(own_world, tmp_path / "t5_images_ood" / "t6")
     again = evaluate_osr_sh.main(osr_flags(innocent, random_weights["hybrid"]))
-    assert {town: again[town] for town in ("t5", "t6", "total")} == {
-        town: straight[town] for town in ("t5", "t6", "total")
-    }
+    assert again["figures"] == straight["figures"] and again["figures"].keys() == {"t5", "t6", "total"}
 
 
 def test_another_share_of_outliers_moves_the_threshold(random_weights, street_hazards, in_tmp):
@@ -583,13 +582,15 @@ def test_another_share_of_outliers_moves_the_threshold(random_weights, street_ha
         evaluate_osr_sh.main(osr_flags(street_hazards, random_weights["hybrid"], "--tpr", tpr, "--folder", f"at_{tpr}"))
         for tpr in ("0.95", "0.5")
     )
-    assert most["t5"]["threshold"] < half_of_them["t5"]["threshold"]
-    assert most["t5"]["mIoU"] == half_of_them["t5"]["mIoU"]
+    assert most["figures"]["t5"]["threshold"] < half_of_them["figures"]["t5"]["threshold"]
+    assert most["figures"]["t5"]["mIoU"] == half_of_them["figures"]["t5"]["mIoU"]
     assert "TPR 0.5 " in Path("at_0.5/table.md").read_text()
 
 
 def test_open_set_evaluation_of_closed_set_weights_takes_the_largest_logit(random_weights, street_hazards, in_tmp):
-    assert evaluate_osr_sh.main(osr_flags(street_hazards, random_weights["closed"]))["score"] == "max_logit"
+    assert list(evaluate_osr_sh.main(osr_flags(street_hazards, random_weights["closed"]))["calibration"]) == [
+        "max_logit"
+    ]
 
 
 @pytest.mark.parametrize("without", [["t6"], ["t5", "t6"]])
@@ -631,9 +632,9 @@ def test_real_frames_are_scored(random_weights, in_tmp):
                 source = whole / "test" / kind / "test" / town / path.name
                 (part / "test" / kind / "test" / town / path.name).symlink_to(source)
     results = evaluated(part, random_weights["closed"])
-    assert len(results["images"]) == 4 and results["pixels"]["outlier"] > 0
+    assert len(results["images"]) == 4 and results["figures"]["pixels"]["outlier"] > 0
     labels = [labels for _, labels, _ in StreetHazards(part, "test")]
-    assert results["pixels"]["outlier"] == sum(int((frame == OUTLIER).sum()) for frame in labels)
+    assert results["figures"]["pixels"]["outlier"] == sum(int((frame == OUTLIER).sum()) for frame in labels)
     name, (image, stored) = next(iter(frames_of(part).items()))
     scores = -logits_of(random_weights["closed"], image, hybrid=False)[0].amax(0).numpy()
     slow = sklearn.metrics.average_precision_score(stored[stored != 4] == 14, scores[stored != 4])

@@ -18,7 +18,7 @@ from models.deeplab import DeepLabV3Plus
 from models.segmenter import Segmenter
 from models.vit import VisionTransformer
 from tests.golden.fill import golden_image, golden_state_dict
-from tests.support.networks import build_instead
+from tests.support.stand_ins import put_in_place
 from tools import export_onnx
 
 TOLERANCE = 1e-4  # of the largest magnitude
@@ -74,8 +74,10 @@ def small(monkeypatch):
         encoder = VisionTransformer(grid=4, width=24, depth=1, heads=heads)
         return Segmenter(encoder, num_classes, hybrid, dataset_head, width=24, depth=1, heads=2)
 
-    build_instead(monkeypatch, "deeplabv3plus", lambda num_classes, hybrid: NarrowDeepLab(num_classes, hybrid, 16, 8))
-    build_instead(monkeypatch, "segmenter", small_segmenter)
+    def narrow_deeplab(num_classes, hybrid):
+        return NarrowDeepLab(num_classes, hybrid, 16, 8)
+
+    put_in_place(monkeypatch, {"models.deeplabv3plus": narrow_deeplab, "models.segmenter": small_segmenter})
 
 
 @pytest.mark.parametrize("size", [(1, 3, 90, 160), (2, 3, 161, 67)])

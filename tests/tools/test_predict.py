@@ -20,6 +20,7 @@ from data import COCO20, Cityscapes, StreetHazards
 from data.files import read_photograph
 from engine import SlidingWindows, run_script
 from engine.pictures import HEAT, UNKNOWN_COLOUR, heat_range, heat_sample, score_png
+from engine.results import SCHEMA
 from errors import message_of
 from models import ladder_densenet121
 from models.segmenter import Segmenter
@@ -670,13 +671,16 @@ def test_the_threshold_of_pooled_pixels_is_taken_from_evaluate_ood(street_hazard
     results = json.loads(Path("ood/results.json").read_text())
     for score in ("hybrid", "entropy"):
         found = predict.read_calibration(Path("ood/results.json"), score, str(random_weights["hybrid"]))
-        assert found == (results["pooled"][score]["threshold95"], results["heat_range"][score])
+        assert found == (
+            results["figures"]["pooled"][score]["threshold95"],
+            results["calibration"][score]["heat_range"],
+        )
     scores = []
     for path in sorted((street_hazards / "test/images").rglob("*.png")):
         scores.append(hybrid_by_hand(*logits_of(random_weights["hybrid"], values(path))))
     low, high = np.quantile(scores, [0.005, 0.015]), np.quantile(scores, [0.985, 0.995])
-    assert low[0] < results["heat_range"]["hybrid"][0] < low[1]
-    assert high[0] < results["heat_range"]["hybrid"][1] < high[1]
+    assert low[0] < results["calibration"]["hybrid"]["heat_range"][0] < low[1]
+    assert high[0] < results["calibration"]["hybrid"]["heat_range"][1] < high[1]
 
     source = street_hazards / "test/images"
     lines = run(random_weights["hybrid"], "--calibration", "ood/results.json", source=source)
@@ -685,7 +689,7 @@ def test_the_threshold_of_pooled_pixels_is_taken_from_evaluate_ood(street_hazard
     for name, line in lines.items():
         truth = values(street_hazards / "test/annotations" / name) == 14
         found, total = found + (values(f"out/open/{name}.png") == K)[truth].sum(), total + truth.sum()
-        assert line["heat_range"] == results["heat_range"]["hybrid"]
+        assert line["heat_range"] == results["calibration"]["hybrid"]["heat_range"]
     assert found == np.ceil(0.95 * total)
     with pytest.raises(
         ValueError, match=r"threshold for the score hybrid and entropy, and the score here is max_logit"
@@ -700,8 +704,8 @@ def test_the_lower_of_two_towns_thresholds_is_taken_from_evaluate_osr_sh(street_
     results = evaluate_osr_sh.main(["--dataroot", str(street_hazards), "--model", str(random_weights["hybrid"]),
                                     "--device", "cpu", "--workers", "0", "--folder", "osr"])  # fmt: skip
     threshold, heat = predict.read_calibration(Path("osr/results.json"), "hybrid", random_weights["hybrid"])
-    assert threshold == min(results["t5"]["threshold"], results["t6"]["threshold"])
-    assert heat == results["heat_range"]["hybrid"] and heat[0] < heat[1]
+    assert threshold == min(results["figures"]["t5"]["threshold"], results["figures"]["t6"]["threshold"])
+    assert heat == results["calibration"]["hybrid"]["heat_range"] and heat[0] < heat[1]
     with pytest.raises(ValueError, match="threshold for the score hybrid, and the score here is entropy"):
         predict.read_calibration(Path("osr/results.json"), "entropy", random_weights["hybrid"])
 
@@ -724,7 +728,7 @@ def test_the_threshold_is_taken_from_evaluate_osr_coco(segmenter_weights):
     ]
     results = evaluate_osr_coco.main([*common, "--folder", "osr"])
     found = predict.read_calibration(Path("osr/results.json"), "hybrid", segmenter_weights)
-    assert found == (results["threshold"], results["heat_range"]["hybrid"])
+    assert found == (results["figures"]["threshold"], results["calibration"]["hybrid"]["heat_range"])
     lines = run(segmenter_weights, "--calibration", "osr/results.json", source="coco/images", network="segmenter")
     assert lines["val2017/unknown.jpg"]["unknown_share"] >= 0.95
     evaluate_osr_coco.main([*common, "--folder", "released", "--released_scoring"])
@@ -732,20 +736,29 @@ def test_the_threshold_is_taken_from_evaluate_osr_coco(segmenter_weights):
         predict.read_calibration(Path("released/results.json"), "hybrid", segmenter_weights)
 
 
+def write_calibration(**found):
+    """c.json, the results of an evaluation with this calibration of the hybrid score"""
+    found = {"threshold": 1, "tpr": 0.95, "heat_range": [0, 1], "scores_of": "logits", "note": ""} | found
+    results = {"schema": SCHEMA, "figures": {}, "tables": {}, "images": [], "weights": "other.pth",
+               "calibration": {"hybrid": found}, "record": {"weights_sha256": "of others"}}  # fmt: skip
+    Path("c.json").write_text(json.dumps(results))
+
+
+EARLIER = r"--calibration c\.json is of an earlier version, without a schema, or of no evaluation: evaluate again"
+
+
 @pytest.mark.parametrize(
     "content, told",
     [
         (None, r"--calibration c\.json cannot be opened"),
         ("{", r"--calibration c\.json is no JSON file"),
-        ("[1]", r"c\.json has no threshold: it holds no keys"),
-        ('{"a": 1, "b": 2}', r"c\.json has no threshold: its keys are a, b; expected are pooled/SCORE/threshold95"),
-        ('{"pooled": {"hybrid": {"threshold95": null}}}', "has None for the threshold of hybrid: was there no pixel"),
-        ('{"pooled": {"hybrid": {}}}', "has None for the threshold of hybrid"),
-        ('{"score": "hybrid", "threshold": "1"}', "has '1' for the threshold of hybrid"),
-        ('{"score": "hybrid", "threshold": true}', "has True for the threshold of hybrid"),
-        ('{"score": "hybrid", "threshold": [1]}', r"has \[1\] for the threshold of hybrid"),
-        ('{"score": "hybrid", "threshold": 1%s}' % ("0" * 400), "has 10+ for the threshold of hybrid"),
-        ('{"score": "entropy", "threshold": 1}', "threshold for the score entropy, and the score here is hybrid"),
+        ("[1]", EARLIER),
+        ('{"a": 1, "b": 2}', EARLIER),
+        ('{"pooled": {"hybrid": {"threshold95": 1.5}}}', EARLIER),
+        ('{"score": "hybrid", "threshold": -2.5, "weights": "other.pth"}', EARLIER),
+        ('{"schema": 999}', r"c\.json is of schema 999, and this is \d+, or of no evaluation: evaluate again"),
+        ('{"schema": true}', "is of schema True"),
+        (f'{{"schema": {SCHEMA}, "figures": {{}}}}', "is damaged, having no tables and no calibration and no images"),
     ],
 )
 def test_a_calibration_that_is_none_is_explained(content, told, in_tmp):
@@ -755,19 +768,36 @@ def test_a_calibration_that_is_none_is_explained(content, told, in_tmp):
         predict.read_calibration(Path("c.json"), "hybrid", "w.pth")
 
 
-def test_a_calibration_of_an_earlier_version_has_no_range_of_heat(in_tmp, capsys):
-    told = {"score": "hybrid", "threshold": -2.5, "weights": "other.pth", "record": {"weights_sha256": "of others"}}
-    Path("c.json").write_text(json.dumps(told))
+@pytest.mark.parametrize(
+    ("threshold", "told"),
+    [
+        (None, "has None for the threshold of hybrid: was there no pixel"),
+        ("1", "has '1' for the threshold of hybrid"),
+        (True, "has True for the threshold of hybrid"),
+        ([1], r"has \[1\] for the threshold of hybrid"),
+        (10**400, "has 10+ for the threshold of hybrid"),
+    ],
+)
+def test_a_threshold_that_is_none_is_explained(threshold, told, in_tmp):
+    write_calibration(threshold=threshold)
+    with pytest.raises(ValueError, match=told):
+        predict.read_calibration(Path("c.json"), "hybrid", "w.pth")
+    with pytest.raises(ValueError, match="threshold for the score hybrid, and the score here is entropy"):
+        predict.read_calibration(Path("c.json"), "entropy", "w.pth")
+
+
+def test_a_calibration_of_other_weights_is_taken_and_said(in_tmp, capsys):
+    write_calibration(threshold=-2.5, heat_range=[-9, 3])
     Path("w.pth").touch()
-    assert predict.read_calibration(Path("c.json"), "hybrid", "w.pth") == (-2.5, None)
+    assert predict.read_calibration(Path("c.json"), "hybrid", "w.pth") == (-2.5, [-9, 3])
     assert "found for other.pth, the weights here, w.pth, are others" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "heat", ["[2, 1]", "[1, 1]", "[1]", "[1, 2, 3]", "[false, true]", "[null, 1]", "7", '"ab"', f"[0, 1{'0' * 400}]"]
+    "heat", [[2, 1], [1, 1], [1], [1, 2, 3], [False, True], [None, 1], 7, "ab", [0, 10**400], None]
 )
 def test_a_range_of_heat_that_is_none_is_said_and_not_taken(heat, in_tmp, capsys):
-    Path("c.json").write_text(f'{{"score": "hybrid", "threshold": 1, "heat_range": {{"hybrid": {heat}}}}}')
+    write_calibration(heat_range=heat)
     Path("w.pth").touch()
     assert predict.read_calibration(Path("c.json"), "hybrid", "w.pth") == (1.0, None)
     assert "note: c.json has no heat_range that can be used" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import yaml
 
+from engine.results import evaluation_results
 from errors import message_of
 from tools import reproduce_tables
 
@@ -39,7 +40,7 @@ def test_every_table_is_evaluated_by_its_script_and_stands_on_one_page(runs, in_
         for title, rows in tables[name].items():
             assert title in text
             assert all(cell in page for row in rows for cell in row if "'" not in cell)
-    ap = json.loads((in_tmp / "out/street-hazards/results.json").read_text())["pooled"]["hybrid"]["AP"]
+    ap = json.loads((in_tmp / "out/street-hazards/results.json").read_text())["figures"]["pooled"]["hybrid"]["AP"]
     assert f"{100 * ap:.2f}" in page and "30.2 ?" in page
     assert "77.96" in page  # published alone: the labels are on a server
 
@@ -75,19 +76,20 @@ def test_other_flags_or_other_weights_are_not_done_before(in_tmp):
     command = reproduce_tables.command_of("lf", {"dataroot": "a b", "weights": str(weights)}, folder)
     assert command[:3] == ["evaluate_ood.py", "--dataset", "lf"] and "--params" in command
     record = {"command": shlex.join(["python", "some/where/evaluate_ood.py", *command[1:]]), "weights_sha256": digest}
-    (folder / "results.json").write_text(json.dumps({"record": record}))
-    (folder / "table.md").write_text("figures\n\n| score |\n|-------|\n")
+    results = evaluation_results(record | {"weights": str(weights)}, "lf", "ldn121", {}, {"figures": [["score"]]})
+    (folder / "results.json").write_text(json.dumps(results))
     assert reproduce_tables.is_done(folder, command, weights)
     for damaged in ("", "[1]", '{"record": 3}', '{"record": {}}', '{"record": {"command": 3, "weights_sha256": ""}}',
-                    '{"record": {"command": "python", "weights_sha256": "a"}}', '{"figures": 1}', "\xff"):  # fmt: skip
+                    '{"record": {"command": "python", "weights_sha256": "a"}}', '{"figures": 1}', "\xff",
+                    json.dumps({key: value for key, value in results.items() if key != "schema"}),
+                    *(json.dumps(results | {"record": record}) for record in (3, {}, {"command": 3}))):  # fmt: skip
         (folder / "results.json").write_text(damaged, encoding="latin-1")
         assert not reproduce_tables.is_done(folder, command, weights), damaged
-    (folder / "results.json").write_text(json.dumps({"record": record}))
-    table = (folder / "table.md").read_bytes()
-    for damaged in (b"", b"\xff\xfe"):
-        (folder / "table.md").write_bytes(damaged)
-        assert not reproduce_tables.is_done(folder, command, weights)
-    (folder / "table.md").write_bytes(table)
+    for damaged in ({}, [], "", 3):
+        (folder / "results.json").write_text(json.dumps(results | {"tables": damaged}))
+        assert not reproduce_tables.is_done(folder, command, weights), damaged
+    (folder / "results.json").write_text(json.dumps(results))
+    assert reproduce_tables.is_done(folder, command, weights)
     assert not reproduce_tables.is_done(folder, [*command, "--pooled"], weights)
     weights.write_bytes(b"two")
     assert not reproduce_tables.is_done(folder, command, weights)
