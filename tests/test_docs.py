@@ -75,9 +75,11 @@ def flags_told(help_text):
 
 
 def insert(path, text, place):
-    """Put a line of evaluate_ood.py where docs/extending.md says: among its imports or into one of its tables"""
-    before = "from data import" if place == "imports" else f"{place} = {{"
+    """Put a line of a file where docs/extending.md says: among its imports or into one of its tables"""
     source = path.read_text()
+    before = (
+        re.search(r"^from (data|errors) import", source, re.MULTILINE)[0] if place == "imports" else f"{place} = {{"
+    )
     assert source.count(before) == 1, f"{path.name} has no single {before!r}"
     path.write_text(source.replace(before, text + before if place == "imports" else before + text.strip()))
 
