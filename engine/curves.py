@@ -1,13 +1,13 @@
 """Precision-recall and ROC curves and histograms of scores, drawn with matplotlib."""
 
 import contextlib
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from metrics import AnomalyMetrics
 
@@ -21,7 +21,10 @@ if named is not None:
     with contextlib.suppress(ValueError):
         matplotlib.rcParams["backend"] = named  # for who imports this in a notebook and draws with pyplot
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+
+from engine.pictures import png  # noqa: E402
 
 # Apart for the colour-blind too (Okabe and Ito, Color Universal Design); the first two are inliers and outliers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -98,16 +101,23 @@ def legend_below(axes: Axes) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2, frameon=False, fontsize=9)
 
 
-def panels_png(draw: Sequence[Callable[[Axes], None]], columns: int, legend_lines: int) -> bytes:
-    """The content of a PNG file with one panel for each function that draws one."""
-    rows = -(-len(draw) // columns)
-    size = columns * PANEL[0], rows * (PANEL[1] + legend_lines * LEGEND_LINE)
-    figure = Figure(size, dpi=DOTS_PER_INCH, layout="constrained")
-    for number, drawing in enumerate(draw, 1):
-        drawing(figure.add_subplot(rows, columns, number))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+def drawn_panel(draw: Callable[[Axes], None], legend_lines: int) -> np.ndarray:
+    """(H, W, 3) uint8 of one panel, with room for so many lines of legend below it."""
+    figure = Figure((PANEL[0], PANEL[1] + legend_lines * LEGEND_LINE), dpi=DOTS_PER_INCH, layout="constrained")
+    draw(figure.add_subplot())
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def panels_png(panels: Sequence[np.ndarray], columns: int = 1) -> bytes:
+    """The content of a PNG file with panels of one size, so many beside each other."""
+    height, width, _ = panels[0].shape
+    sheet = np.full((-(-len(panels) // columns) * height, columns * width, 3), 255, np.uint8)
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, columns)
+        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = panel
+    return png(Image.fromarray(sheet))
 
 
 def cycled():

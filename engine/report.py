@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from engine.checkpoint import write_whole
-from engine.curves import Distribution, draw_histogram, draw_precision_recall, draw_roc, panels_png
+from engine.curves import Distribution, draw_histogram, draw_precision_recall, draw_roc, drawn_panel, panels_png
 from engine.evaluation import ReportedFrames
 from engine.page import (
     html_every_frame,
@@ -136,16 +136,15 @@ def write_curves(folder: Path, distributions: dict[str, Distribution]) -> str:
         return ""
     lines = len(with_curves) + 1
     curves = {
-        "precision and recall": partial(draw_precision_recall, distributions=with_curves),
-        "ROC": partial(draw_roc, distributions=with_curves),
+        "precision and recall": drawn_panel(partial(draw_precision_recall, distributions=with_curves), lines),
+        "ROC": drawn_panel(partial(draw_roc, distributions=with_curves), lines),
     }
     bars = {
-        f"scores, {name}": partial(draw_histogram, name=name, distribution=each) for name, each in with_curves.items()
+        f"scores, {name}": drawn_panel(partial(draw_histogram, name=name, distribution=each), 3)
+        for name, each in with_curves.items()
     }
-    write_whole(panels_png([*curves.values()], 2, lines), files[0])
-    write_whole(panels_png([*bars.values()], min(3, len(bars)), 3), files[1])
-    return (
-        html_paragraph("Over all pixels pooled; a dot marks the threshold's true positive rate.")
-        + html_panels({name: panels_png([draw], 1, lines) for name, draw in curves.items()})
-        + html_panels({name: panels_png([draw], 1, 3) for name, draw in bars.items()})
+    write_whole(panels_png([*curves.values()], 2), files[0])
+    write_whole(panels_png([*bars.values()], min(3, len(bars))), files[1])
+    return html_paragraph("Over all pixels pooled; a dot marks the threshold's true positive rate.") + "".join(
+        html_panels({name: panels_png([panel]) for name, panel in panels.items()}) for panels in (curves, bars)
     )

@@ -364,6 +364,9 @@ def _ranked_blocks(inliers, outliers):
 
         low, high = np.searchsorted(inliers, block[0], "left"), np.searchsorted(inliers, last_score, "right")
         inliers_below = low + np.searchsorted(inliers[low:high], thresholds, "left")
-        inliers_up_to = low + np.searchsorted(inliers[low:high], thresholds, "right")
+        inliers_up_to = inliers_below.copy()
+        if inliers.size:  # only where an inlier ties with the threshold are there more up to it than below it
+            tied = np.flatnonzero(inliers[np.minimum(inliers_below, inliers.size - 1)] == thresholds)
+            inliers_up_to[tied] = low + np.searchsorted(inliers[low:high], thresholds[tied], "right")
         yield thresholds, equal_outliers, outliers.size - first - starts, inliers.size - inliers_below, inliers_up_to
         first = last

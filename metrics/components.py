@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy import ndimage
 
 from errors import WrongInput
 from labels import IGNORE, OUTLIER
@@ -91,6 +90,8 @@ class ComponentMetrics:
 
 def _components(mask, min_pixels):
     """Each pixel's component, numbered from 1; 0 outside the mask and in components of fewer pixels"""
+    from scipy import ndimage  # as long to import as half of this package, and needed here alone
+
     ids, _ = ndimage.label(mask, EIGHT_NEIGHBOURS)
     large = np.bincount(ids.ravel(), minlength=1) >= min_pixels
     large[0] = False

@@ -1,6 +1,7 @@
 """What an evaluation hands on: curves, histograms, the best and worst frames, published figures, how it was made."""
 
 import hashlib
+import io
 import json
 import re
 import subprocess
@@ -19,7 +20,7 @@ from PIL import Image
 import evaluate_ood
 import evaluate_osr_sh
 from data import StreetHazards
-from engine.curves import distribution_of, draw_histogram, draw_precision_recall, draw_roc, panels_png
+from engine.curves import distribution_of, draw_histogram, draw_precision_recall, draw_roc, drawn_panel, panels_png
 from engine.evaluate import Frame
 from engine.evaluation import FrameRanking, start_evaluation
 from engine.page import html_table
@@ -157,7 +158,7 @@ def test_the_threshold_that_is_drawn_is_that_of_the_figures():
     half = distribution_of(metrics, 0.5)
     assert half.threshold == metrics.threshold(0.5) > metrics.threshold()
     drawn = []
-    panels_png([lambda axes: (draw_histogram(axes, "hybrid", half), drawn.append(axes))], 1, 3)
+    drawn_panel(lambda axes: (draw_histogram(axes, "hybrid", half), drawn.append(axes)), 3)
     lines = {line.get_label(): line.get_xdata()[0] for line in drawn[0].lines}
     assert lines == {f"threshold {half.threshold:.3f} at TPR 0.5": half.threshold}
     bars = {patch.get_label(): patch.get_data() for patch in drawn[0].patches if "pixels" in patch.get_label()}
@@ -171,14 +172,22 @@ def test_the_threshold_that_is_drawn_is_that_of_the_figures():
 def test_each_score_has_its_curve_with_its_figures_in_the_legend():
     scores = {name: distribution_of(AnomalyMetrics().update(*scored(5_000, seed=n))) for n, name in enumerate("abc")}
     axes = []
-    panels_png([lambda one: (draw_precision_recall(one, scores), axes.append(one)),
-                lambda one: (draw_roc(one, scores), axes.append(one))], 2, 4)  # fmt: skip
+    for draw in (draw_precision_recall, draw_roc):
+        drawn_panel(lambda one, draw=draw: (draw(one, scores), axes.append(one)), 4)
     for panel, keys, figure in ((axes[0], ("recall", "precision"), "AP"), (axes[1], ("fpr", "tpr"), "AUROC")):
         lines = {line.get_label().split(": ")[0]: line for line in panel.lines}
         for name, each in scores.items():
             drawn = np.stack([each.curves[key] for key in keys], 1)[figure == "AP" :]
             np.testing.assert_array_equal(lines[name].get_xydata(), drawn)
             assert f"{figure} {100 * each.figures[figure]:.2f}" in lines[name].get_label()
+
+
+def test_panels_lie_beside_each_other_row_by_row():
+    panels = [np.full((2, 3, 3), 20 * number, np.uint8) for number in range(3)]
+    with Image.open(io.BytesIO(panels_png(panels, 2))) as opened:
+        sheet = np.array(opened)
+    assert sheet.shape == (4, 6, 3)
+    assert sheet[::2, ::3, 0].tolist() == [[0, 20], [40, 255]] and (sheet[:2, :3] == 0).all()
 
 
 # The best and the worst frames
@@ -299,6 +308,15 @@ def test_published_figures_stand_beside_ours_and_unconfirmed_ones_are_marked():
     (rows,) = published_tables("coco20", {"hybrid": {"mIoU": 0.5}}).values()
     assert rows[1:] == [["ours, hybrid", "this run", "50.00", "", ""],
                         ["DenseHybrid", "no published figures at hand", "", "", ""]]  # fmt: skip
+
+
+def test_figures_of_a_part_of_the_images_are_not_taken_for_those_of_all():
+    ours = {"hybrid": {"AP": 0.5}}
+    for images, source in ((1500, "this run"), (5, "this run, of 5 images, not 1500"), (None, "this run")):
+        (rows,) = published_tables("street-hazards", ours, images).values()
+        assert rows[1][:3] == ["ours, hybrid", source, "50.00"]
+    (rows,) = published_tables("coco20", {"hybrid": {"mIoU": 0.5}}, 6).values()  # of which none are published
+    assert rows[1][1] == "this run"
 
 
 # How it was made
