@@ -20,11 +20,7 @@ DATASETS = {  # data set -> how it is opened, its usual network
     "street-hazards": (lambda args: StreetHazards(args.dataroot, "validation", max_pixels=args.max_pixels), "ldn121"),
     "coco20": (
         lambda args: COCO20(
-            args.dataroot,
-            "validation",
-            workers=args.workers,
-            list_folder=args.folder,
-            max_pixels=args.max_pixels,
+            args.dataroot, "validation", workers=args.workers, list_folder=args.folder, max_pixels=args.max_pixels
         ),
         "segmenter",
     ),

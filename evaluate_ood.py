@@ -50,7 +50,7 @@ class Benchmark:
     """A data set, the classes that its network knows, and how its figures are taken."""
 
     title: str
-    open: Callable[[str], Dataset]
+    open: Callable[..., Dataset]  # of its folder and max_pixels
     known: type  # the data set that the network was trained on
     network: str
     pooled: bool
@@ -90,7 +90,7 @@ BENCHMARKS = {
         ObstacleTrack.component_sizes,
     ),
     "street-hazards": Benchmark(
-        "StreetHazards test", lambda root: StreetHazards(root, "test"), StreetHazards, "ldn121", False
+        "StreetHazards test", lambda root, **read: StreetHazards(root, "test", **read), StreetHazards, "ldn121", False
     ),
 }
 
@@ -108,7 +108,7 @@ def main(argv=None):
     model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
-    test_set = benchmark.open(args.dataroot)
+    test_set = benchmark.open(args.dataroot, max_pixels=args.max_pixels)
     if not has_outliers(test_set):
         print(NO_OUTLIERS.format(dataroot=args.dataroot))
     record = evaluation.record(len(test_set))

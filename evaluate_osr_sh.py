@@ -12,8 +12,7 @@ them. The release takes a score above the threshold for unknown; here one equal 
 import math
 from pathlib import Path
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from data import StreetHazards
 from engine import (
@@ -31,14 +30,16 @@ from engine.curves import Distribution, distribution_of
 from engine.processes import from_process_0, merged, rank
 from engine.report import Report, published_tables, write_evaluation
 from engine.results import Calibration, evaluation_results
-from errors import WrongInput
 from losses import anomaly_score
-from methods.open_set import add_open_set_flags, open_set_figures, open_set_headline, total_figures, town_table
+from methods.open_set import add_open_set_flags, halved, open_set_figures, open_set_headline, total_figures, town_table
 from methods.scores import chosen_score
 from metrics import AnomalyMetrics, ConfusionMatrix
 from models import fast_inference, open_network
 
-NO_OUTLIERS = "town {town} has no outlier pixel, so that no threshold can be taken from it"
+NO_OUTLIERS = (
+    "note: town {town} has no outlier pixel{where}, so that no threshold can be taken from it: the open-set figures of "
+    "town {other}, and of both towns, stay empty"
+)
 TOWNS = {"t5": "t6", "t6": "t5"}  # evaluated town -> the town that its threshold comes from
 K = StreetHazards.num_classes
 
@@ -55,10 +56,10 @@ def main(argv=None):
     network = open_network(args.model, "ldn121", K)
     score = chosen_score(args.score, network.hybrid, args.model)
     model = fast_inference(network.to(evaluation.device), precision.dtype, precision.memory_format)
-    towns = {town: StreetHazards(args.dataroot, town) for town in TOWNS}
+    towns = {town: StreetHazards(args.dataroot, town, max_pixels=args.max_pixels) for town in TOWNS}
     for town, dataset in towns.items():
         if not has_outliers(dataset):
-            raise WrongInput(NO_OUTLIERS.format(town=town))
+            print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=""))
     images = sum(len(dataset) for dataset in towns.values())
     record = evaluation.record(images)
 
@@ -70,12 +71,16 @@ def main(argv=None):
     frames = ReportedFrames([score], args.pictures, shown)
     closed, opened = ({town: ConfusionMatrix(K) for town in towns} for _ in range(2))
     for town, dataset in towns.items():
+        threshold = thresholds[TOWNS[town]]
         for frame in evaluated_frames(model, dataset, evaluation.device, args.workers, f"evaluating {town}", precision):
             prediction = predicted_classes(frame.class_logits)
             scores = anomaly_score(score, frame.class_logits, frame.dataset_logits)
             closed[town].update(prediction, frame.labels)
-            prediction[scores >= thresholds[TOWNS[town]]] = K
-            opened[town].update(prediction, frame.labels)
+            if math.isnan(threshold):
+                prediction = None  # of an open set there is none
+            else:
+                prediction[scores >= threshold] = K
+                opened[town].update(prediction, frame.labels)
             frames.add(frame._replace(number=starts[town] + frame.number), {score: scores}, prediction)
     frames = merged(frames)
     closed, opened = ({town: merged(matrix) for town, matrix in each.items()} for each in (closed, opened))
@@ -94,7 +99,7 @@ def main(argv=None):
     )
     ours = figures["total"] | {f"open_mIoU_{town}": figures[town]["open_mIoU"] for town in TOWNS}
     tables = {title: town_table(figures)} | published_tables("street-hazards-open-set", {score: ours}, images)
-    lower = min(thresholds.values())  # which finds the share in both towns
+    lower = math.nan if any(map(math.isnan, thresholds.values())) else min(thresholds.values())  # for both towns
     calibration = {score: Calibration(lower, args.tpr, frames.heat_range(score))}
     results = evaluation_results(record, "street-hazards", "ldn121", figures, tables, calibration, frames.images)
     headline = open_set_headline(figures["total"])
@@ -117,17 +122,10 @@ def calibrated(
         anomaly = merged(anomaly)
         thresholds[town] = from_process_0(None if rank() else anomaly.threshold(tpr))
         if math.isnan(thresholds[town]):
-            raise WrongInput(NO_OUTLIERS.format(town=town))
+            print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=" at half resolution"))
         if not rank():
             distributions[f"{score}, {town} at half resolution"] = distribution_of(anomaly, tpr)
     return thresholds, distributions
-
-
-def halved(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Score maps bilinearly, label maps by their nearest pixel, at half their height and width."""
-    size = [max(1, side // 2) for side in scores.shape[1:]]
-    labels = F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
-    return F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)[:, 0], labels
 
 
 if __name__ == "__main__":

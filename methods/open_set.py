@@ -4,6 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from engine.flags import Parser, add_pictures_flag, share
 from engine.results import Rows
 from methods.scores import add_score_flag
@@ -25,7 +28,7 @@ def open_set_figures(closed: Any, opened: Any) -> dict:
     """Closed-set and open-set figures of two confusion matrices; `gap` is what the unknown costs.
 
     Each mean has the number of classes that it averages beside it: a class with an empty union is left out, which the
-    release counts as 0 in open-mIoU.
+    release counts as 0 in open-mIoU. Without a threshold nothing was counted in `opened`: what needs it is NaN.
     """
     known = closed.compute()
     figures = opened.compute() | {name: known[name] for name in ("mIoU", "mIoU_classes")}
@@ -72,3 +75,10 @@ def total_figures(towns: list[dict]) -> dict:
         for name in ("mIoU", "open_mIoU", "gap", "mIoU_with_unknown")
     }
     return {"images": images} | mean
+
+
+def halved(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Score maps bilinearly, label maps by their nearest pixel, at half their height and width."""
+    size = [max(1, side // 2) for side in scores.shape[1:]]
+    labels = F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+    return F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)[:, 0], labels

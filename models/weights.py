@@ -134,7 +134,9 @@ def load_network(
     """
     with NoInitialWeights():
         model = build()
-    fit_state_dict(model, read_state_dict(path) if weights is None else weights, path)
+    weights = read_state_dict(path) if weights is None else weights
+    fit_state_dict(model, weights, path)
+    say_unnoted_numbers(model, weights, path)
     return model
 
 
