@@ -49,7 +49,7 @@ def distribution_of(metrics: AnomalyMetrics, tpr: float = 0.95, figures: dict | 
     return Distribution(figures, metrics.curves(), metrics.histogram(), tpr, metrics.threshold(tpr))
 
 
-def draw_precision_recall(axes: Axes, distributions: dict[str, Distribution]) -> None:
+def plot_precision_recall(axes: Axes, distributions: dict[str, Distribution]) -> None:
     """One curve a score, and as a dotted line what chance gives: the share of outliers among the pixels."""
     for (name, each), colour in zip(distributions.items(), cycled(), strict=False):
         label = f"{name}: AP {percent(each.figures['AP'])}"
@@ -62,7 +62,7 @@ def draw_precision_recall(axes: Axes, distributions: dict[str, Distribution]) ->
     finish_unit_square(axes)
 
 
-def draw_roc(axes: Axes, distributions: dict[str, Distribution]) -> None:
+def plot_roc(axes: Axes, distributions: dict[str, Distribution]) -> None:
     """One curve a score, with a dot where the true positive rate is that of the threshold."""
     for (name, each), colour in zip(distributions.items(), cycled(), strict=False):
         label = f"{name}: AUROC {percent(each.figures['AUROC'])}, FPR95 {percent(each.figures['FPR95'])}"
@@ -74,7 +74,7 @@ def draw_roc(axes: Axes, distributions: dict[str, Distribution]) -> None:
     finish_unit_square(axes)
 
 
-def draw_histogram(axes: Axes, name: str, distribution: Distribution) -> None:
+def plot_histogram(axes: Axes, name: str, distribution: Distribution) -> None:
     """Shares of inliers and of outliers by score, each kind's bars summing to its 100 %, and the threshold."""
     edges = distribution.histogram["edges"]
     for kind, colour in zip(("inliers", "outliers"), COLOURS, strict=False):
@@ -101,7 +101,7 @@ def legend_below(axes: Axes) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2, frameon=False, fontsize=9)
 
 
-def drawn_panel(draw: Callable[[Axes], None], legend_lines: int) -> np.ndarray:
+def rendered_panel(draw: Callable[[Axes], None], legend_lines: int) -> np.ndarray:
     """(H, W, 3) uint8 of one panel, with room for so many lines of legend below it."""
     figure = Figure((PANEL[0], PANEL[1] + legend_lines * LEGEND_LINE), dpi=DOTS_PER_INCH, layout="constrained")
     draw(figure.add_subplot())

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from engine.checkpoint import write_whole
-from engine.curves import Distribution, draw_histogram, draw_precision_recall, draw_roc, drawn_panel, panels_png
+from engine.curves import Distribution, panels_png, plot_histogram, plot_precision_recall, plot_roc, rendered_panel
 from engine.evaluation import ReportedFrames
 from engine.page import (
     html_every_frame,
@@ -136,11 +136,11 @@ def write_curves(folder: Path, distributions: dict[str, Distribution]) -> str:
         return ""
     lines = len(with_curves) + 1
     curves = {
-        "precision and recall": drawn_panel(partial(draw_precision_recall, distributions=with_curves), lines),
-        "ROC": drawn_panel(partial(draw_roc, distributions=with_curves), lines),
+        "precision and recall": rendered_panel(partial(plot_precision_recall, distributions=with_curves), lines),
+        "ROC": rendered_panel(partial(plot_roc, distributions=with_curves), lines),
     }
     bars = {
-        f"scores, {name}": drawn_panel(partial(draw_histogram, name=name, distribution=each), 3)
+        f"scores, {name}": rendered_panel(partial(plot_histogram, name=name, distribution=each), 3)
         for name, each in with_curves.items()
     }
     write_whole(panels_png([*curves.values()], 2), files[0])

@@ -20,7 +20,7 @@ from PIL import Image
 import evaluate_ood
 import evaluate_osr_sh
 from data import StreetHazards
-from engine.curves import distribution_of, draw_histogram, draw_precision_recall, draw_roc, drawn_panel, panels_png
+from engine.curves import distribution_of, panels_png, plot_histogram, plot_precision_recall, plot_roc, rendered_panel
 from engine.evaluate import Frame
 from engine.evaluation import FrameRanking, start_evaluation
 from engine.page import html_table
@@ -158,7 +158,7 @@ def test_the_threshold_that_is_drawn_is_that_of_the_figures():
     half = distribution_of(metrics, 0.5)
     assert half.threshold == metrics.threshold(0.5) > metrics.threshold()
     drawn = []
-    drawn_panel(lambda axes: (draw_histogram(axes, "hybrid", half), drawn.append(axes)), 3)
+    rendered_panel(lambda axes: (plot_histogram(axes, "hybrid", half), drawn.append(axes)), 3)
     lines = {line.get_label(): line.get_xdata()[0] for line in drawn[0].lines}
     assert lines == {f"threshold {half.threshold:.3f} at TPR 0.5": half.threshold}
     bars = {patch.get_label(): patch.get_data() for patch in drawn[0].patches if "pixels" in patch.get_label()}
@@ -172,8 +172,8 @@ def test_the_threshold_that_is_drawn_is_that_of_the_figures():
 def test_each_score_has_its_curve_with_its_figures_in_the_legend():
     scores = {name: distribution_of(AnomalyMetrics().update(*scored(5_000, seed=n))) for n, name in enumerate("abc")}
     axes = []
-    for draw in (draw_precision_recall, draw_roc):
-        drawn_panel(lambda one, draw=draw: (draw(one, scores), axes.append(one)), 4)
+    for draw in (plot_precision_recall, plot_roc):
+        rendered_panel(lambda one, draw=draw: (draw(one, scores), axes.append(one)), 4)
     for panel, keys, figure in ((axes[0], ("recall", "precision"), "AP"), (axes[1], ("fpr", "tpr"), "AUROC")):
         lines = {line.get_label().split(": ")[0]: line for line in panel.lines}
         for name, each in scores.items():

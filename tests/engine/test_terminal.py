@@ -202,8 +202,8 @@ def test_head_ends_a_real_script_without_a_word(tmp_path):
 def test_curves_are_drawn_whatever_backend_the_environment_names(backend):
     code = """
 import os
-from engine.curves import drawn_panel, panels_png
-assert panels_png([drawn_panel(lambda axes: axes.plot([1, 2]), 1)]).startswith(b"\\x89PNG")
+from engine.curves import rendered_panel, panels_png
+assert panels_png([rendered_panel(lambda axes: axes.plot([1, 2]), 1)]).startswith(b"\\x89PNG")
 import matplotlib
 print(os.environ["MPLBACKEND"], matplotlib.get_backend(auto_select=False))
 """

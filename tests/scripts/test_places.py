@@ -11,12 +11,11 @@ import pytest
 from engine import checkpoint, report, run_script
 from errors import message_of
 from methods import FLOW_SOURCE
-from models import load_imagenet_densenet121, load_weights
+from models import load_imagenet_densenet121, load_weights, open_network
 from models.weights import read_state_dict
 from tests.support.parsers import EVALUATIONS, TRAININGS, Network, parser_of, script_module, spare_networks, words_for
 from tests.support.stand_ins import put_in_place
 from tools import check_data, predict
-from tools.export_onnx import trained_network
 
 LONG = "n" * 300
 
@@ -234,7 +233,7 @@ def test_negatives_that_cannot_be_read_are_one_line_that_names_them(script, plac
 
 READERS = {
     "weights": lambda place: read_state_dict(place),
-    "the network of an export": lambda place: trained_network("ldn121", place, None, 16),
+    "a network": lambda place: open_network(place, "ldn121"),
     "ImageNet's DenseNet": lambda place: load_imagenet_densenet121(SimpleNamespace(backbone=Network()), place),
     "a calibration": lambda place: predict.read_calibration(Path(place), "hybrid", "x"),
     "a flow": lambda place: load_weights(Network(), place, source=FLOW_SOURCE),
