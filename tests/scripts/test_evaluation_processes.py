@@ -20,6 +20,7 @@ from tests.support.layouts import coco_scenes, large_frames
 from tests.support.networks import save_random_weights, small_segmenter
 from tests.support.samples import frames_of_every_kind
 from tests.support.several import torchrun
+from tests.support.stand_ins import put_in_place
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def alone(commands, tmp_path_factory):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("alone"))
-        patch.setattr(importlib.import_module("evaluate_osr_coco"), "segmenter", small_segmenter)
+        put_in_place(patch, {"models.segmenter": small_segmenter})
         torch.set_num_threads(1)  # as the processes have: sums over pixels are rounded otherwise with more
         for script, *flags in commands.values():
             importlib.import_module(script).main(flags)
@@ -191,7 +192,7 @@ def test_the_precision_and_the_fast_network_reach_the_evaluation(name, commands,
         return copies[-1]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "segmenter", small_segmenter, raising=False)
+    put_in_place(monkeypatch, {"models.segmenter": small_segmenter})
     monkeypatch.setattr(script, "evaluated_frames", evaluated)
     monkeypatch.setattr(script, "fast_inference", fast)
     for more in ([], ["--precision", "bfloat16"]):

@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -20,6 +21,7 @@ from engine import Run, anomaly_figures, closed_set_figures, run_script
 from engine.processes import is_main_process, rank
 from labels import IGNORE, OUTLIER
 from tests.support.networks import small_segmenter
+from tests.support.stand_ins import put_in_place
 
 
 class Drawn(Dataset):
@@ -55,11 +57,16 @@ def figures():
 
 
 def main():
-    importlib.import_module("evaluate_osr_coco").segmenter = small_segmenter
-    for script, *flags in json.loads(sys.argv[1]):
-        results = importlib.import_module(script).main(flags)
-        assert (results is None) == (not is_main_process())
+    with pytest.MonkeyPatch.context() as patch:
+        put_in_place(patch, {"models.segmenter": small_segmenter})
+        run(json.loads(sys.argv[1]))
     Path(f"figures_{rank()}.json").write_text(json.dumps(figures()))
+
+
+def run(commands):
+    for script, *flags in commands:
+        results = importlib.import_module(script).main(flags)
+        assert (results is None) == bool(rank())
 
 
 if __name__ == "__main__":
