@@ -962,11 +962,13 @@ def test_photographs_without_unknown_things_leave_open_set_figures_empty(own_coc
     for path in (own_coco / "labels/val2017").iterdir():
         stored = np.array(Image.open(path))
         Image.fromarray(np.where(np.isin(stored + 1, list(COCO_OTHERS.values())), SKY - 1, stored)).save(path)
-    results = evaluate_osr_coco.main(world.flags("osr", model=pixel_wise["hybrid"], root=own_coco))
+    results = evaluate_osr_coco.main(world.flags("osr", model=pixel_wise["hybrid"], root=own_coco))["figures"]
     said = capsys.readouterr().out
     assert re.search(r"note: no pixel of an unknown thing in .*own_coco, so that no threshold .* stay empty\n", said)
     undefined = ("AP", "AUROC", "FPR95", "threshold", "open_mIoU", "mIoU_with_unknown", "gap")
     stored = json.loads(Path("results/evaluate_osr_coco/results.json").read_text())
+    assert stored["calibration"]["hybrid"]["threshold"] is None
+    stored = stored["figures"]
     assert [stored[key] for key in undefined] == [None] * 7 and results["outlier_pixels"] == 0
     counts = ConfusionMatrix(K)
     for image, labels in photographs_of(own_coco):

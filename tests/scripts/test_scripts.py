@@ -598,7 +598,7 @@ def test_a_town_without_outliers_leaves_the_other_towns_open_set_figures_empty(
     without, own_world, random_weights, in_tmp, capsys
 ):
     flags = osr_flags(own_world, random_weights["hybrid"], "--pictures", "4")
-    whole = evaluate_osr_sh.main(flags)
+    whole = evaluate_osr_sh.main(flags)["figures"]
     for town in without:
         for path in (own_world / "test" / "annotations" / "test" / town).iterdir():
             labels = np.array(Image.open(path))
@@ -607,6 +607,8 @@ def test_a_town_without_outliers_leaves_the_other_towns_open_set_figures_empty(
     evaluate_osr_sh.main(flags)
     said, other = capsys.readouterr().out, {"t5": "t6", "t6": "t5"}
     results = json.loads(Path("results/evaluate_osr_sh/results.json").read_text())
+    assert results["calibration"]["hybrid"]["threshold"] is None
+    results = results["figures"]
     for town in ("t5", "t6"):
         assert (f"note: town {town} has no outlier pixel, so that no" in said) == (town in without)
         empty = other[town] in without
