@@ -9,7 +9,7 @@ With torchrun --nproc_per_node N in the place of python, N GPUs share the images
 from data import COCO20, Cityscapes, StreetHazards
 from engine import SlidingWindows, evaluated_frames, predicted_classes, run_script, script_parser, start_evaluation
 from engine.flags import add_benchmark_flags, add_heads_flag
-from engine.processes import main_process_first, merged, rank
+from engine.processes import gather_merged, is_main_process, main_process_first
 from engine.report import published_tables, write_evaluation
 from engine.results import evaluation_results
 from metrics import ConfusionMatrix, classes_averaged
@@ -49,9 +49,9 @@ def main(argv=None):
     confusion = ConfusionMatrix(dataset.num_classes)
     for frame in evaluated_frames(model, dataset, device, args.workers, precision=precision):
         confusion.update(predicted_classes(frame.class_logits), frame.labels)
-    confusion = merged(confusion)
+    confusion = gather_merged(confusion)
     record["peak_memory_bytes"] = evaluation.peak_memory()
-    if rank():
+    if not is_main_process():
         return None
     iou = dict(zip(dataset.class_colours, confusion.iou().tolist(), strict=True))
     figures = {"mIoU": confusion.miou(), "mIoU_classes": classes_averaged(confusion.iou()), "iou": iou}

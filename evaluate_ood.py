@@ -36,7 +36,7 @@ from engine import (
 from engine.anomaly import FIGURES, anomaly_calibration, anomaly_results, anomaly_tables, component_figures
 from engine.curves import distribution_of
 from engine.flags import Parser, add_benchmark_flags, add_pictures_flag, add_tile_flags
-from engine.processes import merged, rank
+from engine.processes import gather_merged, is_main_process
 from engine.report import Report, published_tables, write_evaluation
 from engine.results import evaluation_results
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
@@ -126,11 +126,11 @@ def main(argv=None):
                 pooled[name].merge(of_frame)  # the same scores, not kept twice
             if benchmark.component_sizes:  # some dozens of frames, 4 bytes a pixel
                 maps[name].append((scores[name][0].cpu().numpy(), frame.labels[0].numpy()))
-    frames, pooled = merged(frames), {name: merged(metrics) for name, metrics in pooled.items()}
+    frames, pooled = gather_merged(frames), {name: gather_merged(metrics) for name, metrics in pooled.items()}
     sizes = benchmark.component_sizes
     components = {name: component_figures(pooled[name], maps[name], sizes) for name in names} if sizes else {}
     record["peak_memory_bytes"] = evaluation.peak_memory()
-    if rank():
+    if not is_main_process():
         return None
 
     figures = anomaly_results(frames, pooled, components, mean=not benchmark.pooled)

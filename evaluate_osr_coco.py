@@ -27,7 +27,7 @@ from engine import (
 )
 from engine.curves import distribution_of
 from engine.flags import add_heads_flag, whole_number
-from engine.processes import from_process_0, main_process_first, merged, rank
+from engine.processes import broadcast, gather_merged, is_main_process, main_process_first
 from engine.report import Report, published_tables, write_evaluation
 from engine.results import Calibration, evaluation_results
 from losses import anomaly_score
@@ -83,13 +83,13 @@ def main(argv=None):
         anomaly.merge(frames.add(frame, {score: scores})[score])  # the same scores, not kept twice
         kept.append(labelled_pixels(scores, prediction, frame.labels))
 
-    anomaly = merged(anomaly)
-    threshold = from_process_0(None if rank() else anomaly.threshold(args.tpr))
+    anomaly = gather_merged(anomaly)
+    threshold = broadcast(None if not is_main_process() else anomaly.threshold(args.tpr))
     for scores, prediction, labels in [] if math.isnan(threshold) else kept:
         opened.update(opened_at(threshold, scores, prediction), labels)
-    closed, opened, frames = merged(closed), merged(opened), merged(frames)
+    closed, opened, frames = gather_merged(closed), gather_merged(opened), gather_merged(frames)
     record["peak_memory_bytes"] = evaluation.peak_memory()
-    if rank():
+    if not is_main_process():
         return None
 
     if not math.isnan(threshold):

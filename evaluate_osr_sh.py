@@ -27,7 +27,7 @@ from engine import (
     start_evaluation,
 )
 from engine.curves import Distribution, distribution_of
-from engine.processes import from_process_0, merged, rank
+from engine.processes import broadcast, gather_merged, is_main_process
 from engine.report import Report, published_tables, write_evaluation
 from engine.results import Calibration, evaluation_results
 from losses import anomaly_score
@@ -82,10 +82,10 @@ def main(argv=None):
                 prediction[scores >= threshold] = K
                 opened[town].update(prediction, frame.labels)
             frames.add(frame._replace(number=starts[town] + frame.number), {score: scores}, prediction)
-    frames = merged(frames)
-    closed, opened = ({town: merged(matrix) for town, matrix in each.items()} for each in (closed, opened))
+    frames = gather_merged(frames)
+    closed, opened = ({town: gather_merged(matrix) for town, matrix in each.items()} for each in (closed, opened))
     record["peak_memory_bytes"] = evaluation.peak_memory()
-    if rank():
+    if not is_main_process():
         return None
 
     figures = {}
@@ -119,11 +119,11 @@ def calibrated(
         for frame in evaluated_frames(model, dataset, device, workers, f"calibrating on {town}", precision):
             scores = anomaly_score(score, frame.class_logits, frame.dataset_logits)
             anomaly.update(*halved(scores, frame.labels))
-        anomaly = merged(anomaly)
-        thresholds[town] = from_process_0(None if rank() else anomaly.threshold(tpr))
+        anomaly = gather_merged(anomaly)
+        thresholds[town] = broadcast(None if not is_main_process() else anomaly.threshold(tpr))
         if math.isnan(thresholds[town]):
             print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=" at half resolution"))
-        if not rank():
+        if is_main_process():
             distributions[f"{score}, {town} at half resolution"] = distribution_of(anomaly, tpr)
     return thresholds, distributions
 

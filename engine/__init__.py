@@ -13,21 +13,16 @@ from engine.evaluate import (
     predicted_classes,
 )
 from engine.evaluation import Evaluation, ReportedFrames, start_evaluation
+from engine.flags import add_fixed_flags, argument_parser, script_parser
 from engine.loader import batches, evaluation_loader, same_noise, to_device
 from engine.pictures import evenly_spread, save_pictures, save_samples
 from engine.precision import choose_precision
 from engine.processes import main_process_first
 from engine.recipe import Recipe, require, require_positive
 from engine.results import write_results
-from engine.run import (
-    Run,
-    add_fixed_flags,
-    argument_parser,
-    choose_device,
-    run_script,
-    script_parser,
-    start_run,
-)
+from engine.run import Run
+from engine.script import run_script
+from engine.start import start_run
 from engine.step import Step, require_two_at_once
 from engine.train import fit
 from engine.windows import SlidingWindows
@@ -62,6 +57,7 @@ __all__ = [
     "save_samples",
     "script_parser",
     "start_evaluation",
+    "start_process",
     "start_run",
     "to_device",
     "write_results",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from engine.evaluation import ReportedFrames
-from engine.processes import from_process_0, merged, rank
+from engine.processes import broadcast, gather_merged, is_main_process
 from engine.results import Calibration, Rows
 from metrics import TPR, AnomalyMetrics, ComponentMetrics, mean_of_images
 
@@ -76,14 +76,14 @@ def component_figures(
     Without any outlier there is no threshold, and all are NaN. Of several processes each looks at its own frames, and
     process 0 gets the figures of all.
     """
-    threshold, pixel_f1 = from_process_0(None if rank() else metrics.best_f1_threshold())
+    threshold, pixel_f1 = broadcast(None if not is_main_process() else metrics.best_f1_threshold())
     if math.isnan(threshold):
         counts = {"true_components": 0, "predicted_components": math.nan}
         return dict.fromkeys(COMPONENT_FIGURES, math.nan) | counts | {"threshold": threshold, "pixel_F1": pixel_f1}
     components = ComponentMetrics(threshold, **sizes)
     for scores, labels in maps:
         components.update(scores, labels)
-    return merged(components).compute() | {"threshold": threshold, "pixel_F1": pixel_f1}
+    return gather_merged(components).compute() | {"threshold": threshold, "pixel_F1": pixel_f1}
 
 
 def component_table(figures: dict[str, dict]) -> Rows:

@@ -16,13 +16,14 @@ import torchvision
 import yaml
 from torch import Tensor
 
-from engine.checkpoint import require_writable, sha256
+from engine.device import device_name, peak_memory, start_process
 from engine.evaluate import Frame, picture_of
+from engine.files import require_writable, sha256
 from engine.flags import Parser, check_tile
 from engine.pictures import Picture, heat_range, heat_sample
 from engine.precision import Precision, choose_precision
-from engine.processes import from_all_processes, launch_command, rank, world_size
-from engine.run import choose_device, device_name, git_revision, peak_memory
+from engine.processes import gather, is_main_process, launch_command, world_size
+from engine.record import git_revision
 from errors import FileInTheWay, WrongInput
 from metrics import AnomalyMetrics
 
@@ -74,7 +75,7 @@ class Evaluation:
 
     def peak_memory(self) -> int:
         """Bytes, of the process that took the most; process 0 knows, every process must ask."""
-        return max(from_all_processes(peak_memory(self.device)), default=0)
+        return max(gather(peak_memory(self.device)), default=0)
 
 
 def start_evaluation(
@@ -89,7 +90,7 @@ def start_evaluation(
     args = parser.parse_args(argv)
     if "tile" in args:
         check_tile(parser, args)
-    device = choose_device(args.device, several_processes=True)
+    device = start_process(args.device, several_processes=True)
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
     path = getattr(args, weights)
@@ -113,7 +114,7 @@ def require_same_weights(folder: Path, weights: str | Path, digest: Future) -> N
         before, known = record["weights"], record["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if not rank() and Path(weights).is_file() and known != digest.result():
+    if is_main_process() and Path(weights).is_file() and known != digest.result():
         raise FileInTheWay(
             f"{folder} holds the results of other weights, {before}; give a --folder of their own to those of {weights}"
         )

@@ -7,6 +7,10 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+from engine.precision import PRECISIONS
+from engine.processes import launchers_number
 
 LARGEST = 2**31 - 1  # of whole numbers, where nothing bounds them sooner
 LARGEST_SEED = 2**63 - 1  # of torch's generators

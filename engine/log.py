@@ -15,10 +15,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from engine.device import peak_memory
-from engine.evaluate import without_nan
 from engine.files import write_whole
 from engine.processes import is_main_process
 from engine.readings import Readings
+from engine.results import without_nan
 from engine.run import Run
 from errors import NotFinite, UnusableFile
 

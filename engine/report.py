@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from engine.checkpoint import write_whole
 from engine.curves import Distribution, panels_png, plot_histogram, plot_precision_recall, plot_roc, rendered_panel
 from engine.evaluation import ReportedFrames
+from engine.files import write_whole
 from engine.page import (
     html_every_frame,
     html_frames,

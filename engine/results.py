@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.checkpoint import write_whole
+from engine.files import write_whole
 from errors import MissingFile, WrongInput
 
 SCHEMA = 1  # of results.json; another number for every change that a reader must know of

@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from engine import checkpoint
+from engine.checkpoint import Progress
 from engine.loader import batches, batches_on_device, sample_seed, to_device, training_loader
 from engine.log import Clock, Number, RunLog, StepNumbers, TakenStep, print_epoch
 from engine.precision import Precision
 from engine.processes import average_buffers, broadcast, is_main_process, progress_bar, rank, same_buffers, world_size
 from engine.recipe import Recipe
-from engine.results import without_nan
-from engine.run import Run, check_same_recipe, compare_files, flat_recipe, open_folder, peak_memory, write_record
+from engine.record import begin_record, continue_record, run_folder
+from engine.run import Run
 from engine.step import Step, Update, smallest_part
 from engine.windows import check_sides
 from errors import NotFinite, OutOfMemory, WrongInput

@@ -52,7 +52,7 @@ from data.files import (
 from data.images import VALUE_MODES, Header, label_maps_among
 from data.listing import PICTURE_ENDINGS, files_below
 from engine import run_script, write_results
-from engine.checkpoint import require_writable
+from engine.files import require_writable
 from engine.flags import Parser, available_cores, number_of_workers, whole_number
 from engine.results import markdown_table
 from errors import LostProcess

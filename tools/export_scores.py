@@ -92,7 +92,7 @@ def main(argv=None):
     if args.check:
         return check(args.benchmark, args.check, images, files)
 
-    device = choose_device(args.device)
+    device = start_process(args.device)
     precision = choose_precision(args.precision, device)
     model = open_network(args.params, args.network, args.num_classes)
     if not model.hybrid:

@@ -104,7 +104,7 @@ def main(argv=None):
     if args.heat_range and not args.heat_range[0] < args.heat_range[1]:
         parser.error(f"--heat_range {args.heat_range[0]:g} {args.heat_range[1]:g}: LOW must be below HIGH")
     args.classes = args.classes or USUAL_CLASSES[args.network]
-    device, known = choose_device(args.device), CLASSES[args.classes]
+    device, known = start_process(args.device), CLASSES[args.classes]
     precision = choose_precision(args.precision, device)
     require_writable(args.folder, "--folder")
 

@@ -23,11 +23,11 @@ from data import StreetHazards
 from engine.curves import distribution_of, panels_png, plot_histogram, plot_precision_recall, plot_roc, rendered_panel
 from engine.evaluate import Frame
 from engine.evaluation import FrameRanking, start_evaluation
+from engine.flags import script_parser
 from engine.page import html_table
 from engine.pictures import GAP, HEADER, LEGEND_LINE, save_grid
 from engine.report import PUBLISHED, published_tables
 from engine.results import cell_text
-from engine.run import script_parser
 from labels import IGNORE, OUTLIER
 from metrics import AnomalyMetrics
 from tests.support.networks import save_random_weights

@@ -12,7 +12,7 @@ from PIL import Image
 
 from engine.evaluate import Frame, evaluated_frames
 from engine.evaluation import FrameRanking
-from engine.processes import in_order, merged
+from engine.processes import gather_merged, gather_sorted
 from labels import OUTLIER
 from metrics import ConfusionMatrix
 from tests.support import shared_evaluations

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import checkpoint, report, run_script
+from engine import files, report, run_script
 from errors import message_of
 from methods import FLOW_SOURCE
 from models import load_imagenet_densenet121, load_weights, open_network

@@ -66,7 +66,7 @@ def main():
 def run(commands):
     for script, *flags in commands:
         results = importlib.import_module(script).main(flags)
-        assert (results is None) == bool(rank())
+        assert (results is None) == (not is_main_process())
 
 
 if __name__ == "__main__":
