@@ -81,7 +81,7 @@ def message_of(error: BaseException) -> str | None:
 def reason_of(error: OSError) -> str:
     """What the system says, and the way out of it."""
     reason = error.strerror or type(error).__name__
-    way_out = (OF_A_PLACE | OF_THE_MACHINE).get(error.errno)
+    way_out = (OF_A_PLACE | OF_THE_MACHINE).get(error.errno or 0)
     return f"{reason}; {way_out}" if way_out else reason
 
 

@@ -18,7 +18,12 @@ from engine.run import Run
 from errors import MissingFile, WrongInput, message_of
 
 LAST, BEFORE_LAST = "last.pt", "last.pt.1"
-PROGRESS = {"epoch": int, "step": int, "best": (int, float), "figures": dict}  # Progress as a checkpoint has it
+PROGRESS: dict[str, Any] = {
+    "epoch": int,
+    "step": int,
+    "best": (int, float),
+    "figures": dict,
+}  # Progress as a checkpoint has it
 
 
 @dataclass

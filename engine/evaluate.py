@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from engine.loader import batches, evaluation_loader, to_device
+from engine.loader import Samples, batches, evaluation_loader, to_device
 from engine.pictures import PICTURE_WIDTH, Picture
 from engine.precision import FLOAT32, Precision
 from engine.processes import broadcast, gather_merged, progress_bar, rank, world_size
@@ -34,7 +33,7 @@ class Frame(NamedTuple):
 
 def evaluated_frames(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Samples,
     device: torch.device,
     workers: int = 0,
     title: str = "evaluating",
@@ -121,19 +120,19 @@ def one_ahead(function: Callable[[Any], Any], inputs: Iterable) -> Iterator:
             for each in inputs:
                 yield thread.submit(function, each)
         except Exception as error:
-            failed = Future()
+            failed: Future = Future()
             failed.set_exception(error)
             yield failed
 
     thread = ThreadPoolExecutor(1, "network")
     try:
-        for result, _ in pairwise(chain(submitted(), [None])):
+        for result, _ in pairwise(chain(submitted(), [Future()])):  # one is submitted before the last is waited for
             yield result.result()
     finally:
         thread.shutdown(cancel_futures=True)
 
 
-def has_outliers(dataset: Dataset) -> bool:
+def has_outliers(dataset: Samples) -> bool:
     """Whether any label map has an outlier pixel, found at the first that has one. Raises what its files raise."""
     return any((dataset[number][1] == OUTLIER).any() for number in range(len(dataset)))
 
@@ -150,12 +149,12 @@ def picture_of(frame: Frame, scores: Tensor, open_prediction: Tensor | None = No
     """
     step = max(1, frame.labels.shape[2] // PICTURE_WIDTH)
     tensors = [frame.image, frame.labels, frame.class_logits, scores, open_prediction]
-    thinned = [None if tensor is None else tensor[..., ::step, ::step] for tensor in tensors]
-    thinned[2] = predicted_classes(thinned[2])
-    return Picture(*(tensor[0].cpu().numpy().copy() for tensor in thinned if tensor is not None))
+    image, labels, logits, *others = (tensor[..., ::step, ::step] for tensor in tensors if tensor is not None)
+    thinned = [image, labels, predicted_classes(logits), *others]
+    return Picture(*(tensor[0].cpu().numpy().copy() for tensor in thinned))
 
 
-def closed_set_figures(model: nn.Module, dataset: Dataset, num_classes: int, run: Run) -> dict[str, float]:
+def closed_set_figures(model: nn.Module, dataset: Samples, num_classes: int, run: Run) -> dict[str, float]:
     """{"mIoU": fraction} of the most probable class, over the pixels of known classes, in the run's precision.
 
     Of several processes each evaluates its share, and all get the figure of all frames.
@@ -166,9 +165,7 @@ def closed_set_figures(model: nn.Module, dataset: Dataset, num_classes: int, run
     return broadcast({"mIoU": gather_merged(confusion).miou()})
 
 
-def anomaly_figures(
-    model: nn.Module, dataset: Dataset, score: Callable[[Tensor, Tensor], Tensor], run: Run
-) -> dict[str, float]:
+def anomaly_figures(model: nn.Module, dataset: Samples, score: Callable[..., Tensor], run: Run) -> dict[str, float]:
     """{"AP", "FPR95"}, fractions, of score(class_logits, dataset_logits) over the pixels of all frames.
 
     In the run's precision. Of several processes each evaluates its share, and all get the figures of all frames.

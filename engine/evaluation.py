@@ -212,7 +212,7 @@ class FrameRanking:
         self._aps[frame.number] = frame.name, None if ap != ap else ap
         if ap != ap:
             return
-        ranked = RankedFrame(frame.number, frame.name, ap, None)
+        ranked = RankedFrame(frame.number, frame.name, ap, None)  # type: ignore[arg-type]  # made where it is kept
         for kept, place in ((self._best, best_first), (self._worst, worst_first)):
             if len(kept) < self.keep or (kept and place(ranked) < place(kept[-1])):
                 if ranked.picture is None:

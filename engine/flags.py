@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
         self.of_the_run = self.add_argument_group("how this run goes")
-        self.run_flags: dict[str, Callable[[str], Any] | None] = {}  # and their types
+        self.run_flags: dict[str, Any] = {}  # and their types
 
     def add_run_flag(self, flag: str, **choices: Any) -> None:
         """A flag that says how a run goes, where the numbers of the recipe say what it is."""
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentTypeError as error:
             self.error(f"--{flag}: {error}")
 
-    def parse_known_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
+    def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
         for before, word in pairwise(["", *words]):
             if word == "" or (word.startswith("--") and word.endswith("=")):  # Path("") would be the working directory

@@ -36,7 +36,10 @@ class Replay:
         self.seen: Counter = Counter()
         self.key: tuple | None = None  # of what is recorded
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs, self.counts, self.terms, self.gradients = [], {}, {}, []
+        self.inputs: list[Tensor] = []
+        self.counts: Counts = {}
+        self.terms: dict[str, Tensor] = {}
+        self.gradients: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, inputs: list[Tensor], counts: Counts) -> dict[str, Tensor]:
         if not self.possible or not all(tensor.is_cuda for tensor in inputs):

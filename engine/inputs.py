@@ -2,11 +2,12 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from engine.files import sha256
+from engine.loader import Samples
 
 FILES = "training_files"  # the one input that no flag names
 
@@ -27,16 +28,16 @@ def inputs_of(flags: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def files_of(dataset: Dataset) -> dict[str, Any]:
+def files_of(dataset: Samples) -> dict[str, Any]:
     """How many files a data set reads, and the SHA-256 of their names relative to its folder, which may move."""
     names = names_in(dataset)
     return {"files": len(names), "sha256": hashlib.sha256("\n".join(names).encode(errors="replace")).hexdigest()}
 
 
-def names_in(dataset: Dataset) -> list[str]:
+def names_in(dataset: Samples) -> list[str]:
     """Those of data sets that say them in `names`; of another, its length is all there is to compare."""
     if isinstance(dataset, Subset):
-        names = names_in(dataset.dataset)
+        names = names_in(cast(Samples, dataset.dataset))
         return [names[index] for index in dataset.indices]
     return getattr(dataset, "names", None) or [str(index) for index in range(len(dataset))]
 

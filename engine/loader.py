@@ -5,6 +5,7 @@ import errno
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,14 @@ OUT_OF_SHARED_MEMORY = (
 )
 
 
+class Samples(Protocol):
+    """A data set of samples (image, labels, ..., name), whose length is known."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
 class SeededSamples(Dataset):
     """Samples by (epoch, index), whose randomness is a function of (seed, epoch, index) alone.
 
@@ -33,7 +42,7 @@ class SeededSamples(Dataset):
     the code, is returned instead of raised, so that it reaches the main process as it is.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: Samples, seed: int):
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, place: tuple[int, int]) -> tuple | Exception:
@@ -75,7 +84,7 @@ def sample_seed(*numbers: int) -> int:
 
 
 def training_loader(
-    dataset: Dataset,
+    dataset: Samples,
     seed: int,
     batch_size: int,
     drop_last: bool,
@@ -103,7 +112,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: Dataset, workers: int, device: torch.device, batch_size: int = 1, process: int = 0, processes: int = 1
+    dataset: Samples, workers: int, device: torch.device, batch_size: int = 1, process: int = 0, processes: int = 1
 ) -> DataLoader:
     """A process's share of the samples in their order, each once; one at a time, for frames may differ in size."""
     return DataLoader(

@@ -14,7 +14,7 @@ from errors import FileInTheWay
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 NAME = "lock"  # of the file; it stays in the folder, empty once its run has ended in order
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what file systems without locks say

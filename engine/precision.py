@@ -49,5 +49,5 @@ def choose_precision(name: str | None, device: torch.device) -> Precision:
     true_float32 = name == "float32"
     # One of the two interfaces alone: PyTorch raises where allow_tf32 is mixed with it.
     torch.backends.cuda.matmul.fp32_precision = "ieee" if true_float32 else "tf32"
-    torch.backends.cudnn.conv.fp32_precision = "ieee" if true_float32 else "tf32"
+    torch.backends.cudnn.conv.fp32_precision = "ieee" if true_float32 else "tf32"  # type: ignore[attr-defined]
     return Precision(name, PRECISIONS[name], torch.contiguous_format if true_float32 else torch.channels_last)

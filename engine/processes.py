@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def gather_sorted(records: dict[int, Any]) -> list[Any]:
     return [together[number] for number in sorted(together)]
 
 
-def average_buffers(modules: list[nn.Module], names: tuple[str, ...]) -> None:
+def average_buffers(modules: Sequence[nn.Module], names: tuple[str, ...]) -> None:
     """The named buffers of the modules become their means over all processes."""
     if dist.is_initialized():
         for buffer in (getattr(module, name) for module in modules for name in names):

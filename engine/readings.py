@@ -14,10 +14,11 @@ class Readings:
     """A queue of named numbers with what belongs to them; on a CPU they are ready at once."""
 
     def __init__(self, device: torch.device):
-        self.device, self.waiting = device, deque()
+        self.device = device
+        self.waiting: deque[tuple] = deque()
         self.lag = LAG if device.type == "cuda" else 0
 
-    def put(self, about: Any, numbers: dict[str, Tensor]) -> None:
+    def put(self, about: Any, numbers: dict[Any, Tensor]) -> None:
         """Take single numbers from the device, together with what they are about."""
         values = torch.stack([number.detach().double() for number in numbers.values()])
         copied = None
@@ -27,7 +28,7 @@ class Readings:
             copied.record()
         self.waiting.append((about, tuple(numbers), values, copied))
 
-    def ready(self, everything: bool = False) -> Iterator[tuple[Any, dict[str, float]]]:
+    def ready(self, everything: bool = False) -> Iterator[tuple[Any, dict[Any, float]]]:
         """What was put in LAG and more puts ago, in its order; everything: all, waited for."""
         while len(self.waiting) > (0 if everything else self.lag):
             about, names, values, copied = self.waiting.popleft()

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from torch.utils.data import Dataset
 
 from engine.files import write_whole
 from engine.inputs import FILES, differences, files_of
+from engine.loader import Samples
 from engine.lock import FolderLock
 from engine.processes import is_main_process
 from engine.recipe import PROJECT
@@ -115,7 +115,7 @@ def further(run: Run) -> str:
     return f" for a run that begins with the weights of this one: {shlex.join(words)}"
 
 
-def begin_record(run: Run, dataset: Dataset) -> None:
+def begin_record(run: Run, dataset: Samples) -> None:
     """Write recipe.yaml of a run that begins, with the files that it trains on; refuse others than a begun one had."""
     record = with_files(run.record, dataset)
     if (run.folder / RECORD).exists():
@@ -123,7 +123,7 @@ def begin_record(run: Run, dataset: Dataset) -> None:
     write_record(run.folder, record)
 
 
-def continue_record(run: Run, dataset: Dataset, epochs: int) -> None:
+def continue_record(run: Run, dataset: Samples, epochs: int) -> None:
     """Write into recipe.yaml what the run goes on with; refuse other training files than before.
 
     epochs  that the run has behind it
@@ -141,7 +141,7 @@ def continue_record(run: Run, dataset: Dataset, epochs: int) -> None:
     write_record(run.folder, record | {"resumed": [*record.get("resumed", []), going_on]})
 
 
-def with_files(record: dict, dataset: Dataset) -> dict:
+def with_files(record: dict, dataset: Samples) -> dict:
     return record | {"inputs": record.get("inputs", {}) | {FILES: files_of(dataset)}}
 
 

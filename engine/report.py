@@ -83,12 +83,11 @@ class Report:
 def write_evaluation(folder: Path, results: dict, report: Report | None = None) -> None:
     """results.json and table.md into the folder and, where frames are shown, pictures, curves and the page."""
     write_results(folder, results, results["tables"])
-    pictures = report.frames.pictures if report else []
-    if not pictures:
+    if report is None or not report.frames.pictures:
         return
     with figures_are_written(folder):
         score = report.frames.scores[0]
-        save_pictures(folder / "pictures.png", pictures, report.colours, score, report.truth_colours)
+        save_pictures(folder / "pictures.png", report.frames.pictures, report.colours, score, report.truth_colours)
         write_page(folder, results, report)
 
 

@@ -72,7 +72,7 @@ class Update:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype is torch.float16)
         weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         own = [network for network in networks if any(id(weight) in weights for weight in network.parameters())]
-        self.loss = LossModule(step.loss, own)
+        self.loss: LossModule | DistributedDataParallel = LossModule(step.loss, own)
         if world_size() > 1:
             # Of weights (1, C, 1, 1) all layouts are one; it warns of them.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -94,7 +94,7 @@ class Update:
         total: dict[str, Tensor] = {}
         for number, part in enumerate(parts, 1):
             alone = world_size() > 1 and number < len(parts)  # gradients are exchanged once, with the last part
-            with self.loss.no_sync() if alone else contextlib.nullcontext():
+            with self.loss.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
                 with self.precision.autocast(self.device):
                     if self.step.counts:
                         terms = self.loss(self.model, *part, counts)

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from engine import checkpoint
 from engine.checkpoint import Progress
-from engine.loader import batches, batches_on_device, sample_seed, to_device, training_loader
+from engine.loader import Samples, batches, batches_on_device, sample_seed, to_device, training_loader
 from engine.log import Clock, Number, RunLog, StepNumbers, TakenStep, print_epoch
 from engine.precision import Precision
 from engine.processes import average_buffers, broadcast, is_main_process, progress_bar, rank, same_buffers, world_size
@@ -38,7 +38,7 @@ MAIN = "optimizer"  # in the state: it follows the recipe's schedule, and its le
 def fit(
     steps: Callable | Step | dict[str, Callable | Step],
     state: dict[str, Any],
-    dataset: Dataset,
+    dataset: Samples,
     recipe: Recipe,
     run: Run,
     validate: Callable[[nn.Module], dict[str, float]],
@@ -115,7 +115,7 @@ def prepare(model: nn.Module, recipe: Recipe, run: Run) -> nn.Module:
     return model
 
 
-def loader_of(dataset: Dataset, recipe: Recipe, run: Run) -> DataLoader:
+def loader_of(dataset: Samples, recipe: Recipe, run: Run) -> DataLoader:
     return training_loader(
         dataset, run.seed, recipe.batch_size, recipe.drop_last, run.workers, run.device, rank(), world_size()
     )
@@ -142,7 +142,7 @@ def make_updates(
 ) -> dict[str, Update]:
     """An Update for each step, by the name of its optimizer in the state."""
     model = state["model"]
-    given = torch.compile(model, dynamic=False) if run.compile else model  # crops are of one size
+    given: Any = torch.compile(model, dynamic=False) if run.compile else model  # crops are of one size
     return {
         name: Update(
             step if isinstance(step, Step) else Step(step),
@@ -162,7 +162,7 @@ def networks_of(state: dict[str, Any]) -> list[nn.Module]:
     return [part for part in state.values() if isinstance(part, nn.Module)]
 
 
-def begin(state: dict[str, Any], dataset: Dataset, run: Run) -> Progress:
+def begin(state: dict[str, Any], dataset: Samples, run: Run) -> Progress:
     """Where the run begins: at its last.pt, which is loaded into the state, or at nothing; recipe.yaml says so."""
     resumed = broadcast(run.resume and checkpoint.can_be_resumed(run.folder))
     progress = checkpoint.restore_run(state, run, len(dataset)) if resumed else Progress()
@@ -179,7 +179,7 @@ def begin(state: dict[str, Any], dataset: Dataset, run: Run) -> Progress:
 
 def begin_epoch(loader: DataLoader, epoch: int, run: Run) -> None:
     """What the steps draw is a function of the seed, the epoch and the process."""
-    loader.sampler.epoch = epoch
+    loader.sampler.epoch = epoch  # type: ignore[attr-defined]  # an EpochSampler
     torch.manual_seed(sample_seed(run.seed, epoch, rank(), world_size()))
 
 
@@ -202,7 +202,7 @@ def train_epoch(
 ) -> int:
     """One pass over the loader; returns the number of steps done since the start of the run."""
     state["model"].train()
-    epoch = loader.sampler.epoch
+    epoch = loader.sampler.epoch  # type: ignore[attr-defined]
     with progress_bar(len(loader), f"epoch {epoch + 1}/{recipe.epochs}") as bar:
         taken = StepNumbers([*updates], run.device, log, epoch, bar)
         for tensors, files in batches_on_device(loader, run.device, run.precision.memory_format):

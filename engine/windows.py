@@ -32,7 +32,7 @@ class SlidingWindows(nn.Module):
         self.smallest_side = 1 if enlarge else smallest_side(model)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        size = images.shape[2:]
+        size = [*images.shape[2:]]
         short = min(size)
         if not self.enlarge or short >= self.window:
             return self.averaged(images)
@@ -47,13 +47,13 @@ class SlidingWindows(nn.Module):
             for top in window_starts(height, self.window, self.stride)
             for left in window_starts(width, self.window, self.stride)
         ]
-        sums: list[Tensor] | None = None
+        sums: list[Tensor] = []
         counts = images.new_zeros(1, 1, height, width)
         for first in range(0, len(places), self.at_a_time):
             some = places[first : first + self.at_a_time]
             output = self.model(torch.cat([images[place] for place in some]))
             outputs = output if isinstance(output, tuple) else (output,)
-            if sums is None:
+            if not sums:
                 # Added up in float32 at least, whatever autocast made of them.
                 sums = [
                     images.new_zeros(
@@ -73,7 +73,8 @@ class SlidingWindows(nn.Module):
 
 def smallest_side(model: nn.Module) -> int:
     """The shortest side of an image that a model takes: networks say it as `smallest_side`, others take any."""
-    return next((part.smallest_side for part in model.modules() if hasattr(part, "smallest_side")), 1)
+    sides: list = [part.smallest_side for part in model.modules() if hasattr(part, "smallest_side")]
+    return sides[0] if sides else 1
 
 
 def check_sides(model: nn.Module, what: str, height: int, width: int) -> None:

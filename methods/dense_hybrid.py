@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from data.files import LabelledImages
 from engine import Run, Step, anomaly_figures, closed_set_figures
+from engine.loader import Samples
 from losses import closed_set_loss, dense_hybrid_loss, hybrid_score, pixel_counts
 from methods.recipes import HybridRecipe
 
@@ -64,7 +64,7 @@ def closed_set_validation(val_set: LabelledImages, run: Run, windows: nn.Module 
 
 
 def hybrid_validation(
-    val_set: LabelledImages, pasted_val_set: Dataset, run: Run, windows: nn.Module | None = None
+    val_set: LabelledImages, pasted_val_set: Samples, run: Run, windows: nn.Module | None = None
 ) -> Validation:
     """{"AP", "FPR95"} of the hybrid score on images with negatives in them, {"mIoU"} on images without.
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from engine import Run, Step, batches, evaluation_loader, same_noise, save_samples, to_device
+from engine.loader import Samples
 from engine.processes import all_reduce_sum, rank, world_size
 from losses import bits_per_dimension
 from models.denseflow import DenseFlow
@@ -33,7 +33,7 @@ def likelihood_step() -> Step:
     return Step(loss)
 
 
-def likelihood_validation(val_set: Dataset, batch_size: int, run: Run) -> Callable[[nn.Module], dict[str, float]]:
+def likelihood_validation(val_set: Samples, batch_size: int, run: Run) -> Callable[[nn.Module], dict[str, float]]:
     """{"bits_per_dimension"}, the mean over images, with the same dequantization noise each time."""
 
     @torch.no_grad()

@@ -29,7 +29,8 @@ class ComponentMetrics:
         if math.isnan(threshold):
             raise WrongInput("the threshold is NaN, so nothing is predicted; there were no outliers to choose it by")
         self.threshold, self.min_predicted, self.min_true = float(threshold), min_predicted, min_true
-        self._siou, self._ppv = [], []  # one array a frame
+        self._siou: list[np.ndarray] = []  # one array a frame
+        self._ppv: list[np.ndarray] = []
 
     def update(self, scores, labels) -> "ComponentMetrics":
         """scores  (H, W), one frame; larger is more anomalous; NaN only where ignored, and not predicted there
