@@ -1,5 +1,5 @@
 # make demo   draws a small street world, trains, fine-tunes and evaluates on it, and shows a table and pictures
-# make test   runs the tests
+# make test   runs the tests, as many at a time as there are cores (at most 8)
 # make benchmark   runs all comparisons of speed on a CPU, on a machine that should do nothing else: about twenty minutes
 #                  (on a GPU: .venv/bin/python benchmarks/run_all.py --device cuda, at most seven minutes)
 # Each does all its own set-up in .venv/ on a fresh machine with python3 (3.11 or newer) and make.
@@ -12,7 +12,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 benchmark: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/benchmarks.txt

@@ -106,6 +106,7 @@ def test_the_plain_loss_is_the_loss():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_a_training_step_moves_both_sides_to_the_same_loss():
     row, sizes, device = gpu.ROWS["ldn_step"], gpu.Sizes(shrink=16, batch=2), torch.device("cpu")
     plain, ours = (row.make(column, sizes, device) for column in ("plain", "float32"))
@@ -146,6 +147,7 @@ class Row:
         return lambda: output
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_is_reported_and_the_others_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "ROWS", {"row": Row()})
     columns = ["plain", "float32", "bfloat16"]
@@ -198,6 +200,7 @@ def test_the_names_of_columns_are_the_same_in_both_files():
 # The evaluation from start to end
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_watched_from_its_start_to_its_end(monkeypatch, tmp_path):
     frames_of = evaluate_ood.evaluated_frames
 

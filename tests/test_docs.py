@@ -121,6 +121,8 @@ def extended(tmp_path_factory):
 # docs/extending.md
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_the_examples_pass_their_own_tests(extended):
     _, ended, _ = extended
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -130,6 +132,8 @@ def test_the_examples_pass_their_own_tests(extended):
     assert passed > len(written) > 0 and "skipped" not in ended.stdout and "failed" not in ended.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_the_examples_are_in_the_projects_style(extended):
     copy, *_ = extended
     files = [place for place, _ in examples("python") if ", " not in place]
@@ -141,6 +145,8 @@ def test_the_examples_are_in_the_projects_style(extended):
 # Commands and links
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_every_command_names_a_script_and_its_flags(extended):
     *_, helps = extended
     found = commands()
@@ -199,6 +205,7 @@ def all_names():
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_name_that_looks_like_one_of_the_code_is_one(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -96,6 +96,7 @@ class Forbidden(Specks):
         raise PermissionError(errno.EACCES, "Permission denied", "speck.png")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_the_system_says_of_a_samples_file_arrives_as_it_is(workers):
     with pytest.raises(PermissionError) as raised:
@@ -103,6 +104,8 @@ def test_what_the_system_says_of_a_samples_file_arrives_as_it_is(workers):
     assert message_of(raised.value).startswith("speck.png: Permission denied; ")
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_copy_inside_an_environments_folder_shows_one_line_too(tmp_path):
     copy = tmp_path / ".venv" / "site-packages" / "densehybrid"
     for room in ("data", "engine", "losses", "methods", "metrics", "models"):

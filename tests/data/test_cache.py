@@ -82,6 +82,7 @@ def decodes(monkeypatch):
 # What is read back
 
 
+@pytest.mark.slow
 def test_copies_are_the_files_bit_by_bit_at_the_first_visit_and_later(street_hazards, tmp_path):
     transform = train_transform(40, (0.5, 2.0), MEAN, with_content=True)
     for applied in (None, transform):
@@ -162,6 +163,8 @@ def read_of_the_copy():
     return max(sizes)[1]
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_no_file_stays_open_and_torch_does_not_warn(frame, tmp_path):
     if not Path("/proc/self/fd").exists():
         pytest.skip("the open files of a process are told by Linux")
@@ -269,6 +272,8 @@ def test_a_copy_that_is_not_whole_is_not_taken(left, frame, tmp_path):
     assert_same(dataset[0], expected)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_copy(frame, tmp_path):
     cache = tmp_path / "cache"
     script = f"""
@@ -309,6 +314,8 @@ def test_a_cache_that_is_a_file_is_named(frame, tmp_path):
         streets(frame[0], tmp_path / "cache")[0]
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_workers_and_processes_that_write_at_once_all_read_the_same(street_hazards, tmp_path):
     cache = tmp_path / "cache"
     script = f"""

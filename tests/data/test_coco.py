@@ -204,6 +204,7 @@ def test_a_transform_sees_image_and_labels_and_its_content_is_passed_on(coco):
     assert (image[:, labels == IGNORE] == torch.tensor([[123], [116], [103]])).all()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("split", COCO_FOLDERS)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_set_of_which_nothing_fits_is_refused(split, workers, tmp_path):
@@ -283,6 +284,7 @@ def test_a_damaged_list_is_made_anew(damage, coco, capsys):
     assert file.read_bytes() == whole
 
 
+@pytest.mark.processes
 def test_processes_find_what_one_finds(tmp_path):
     kinds = list(MAPS)
     drawn = np.random.default_rng(0).integers(len(kinds), size=300)  # several chunks for each process
@@ -302,6 +304,7 @@ def test_processes_find_what_one_finds(tmp_path):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_label_map_is_named_and_leaves_no_list(workers, coco):
     path = coco / "labels/train2017/stuff.png"
@@ -314,6 +317,7 @@ def test_a_damaged_label_map_is_named_and_leaves_no_list(workers, coco):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.processes
 def test_a_process_that_dies_in_the_scan_is_told_as_such(coco, monkeypatch):
     monkeypatch.setattr(data.coco, "things_in", die)
     with pytest.raises(ChildProcessError, match=r"a process of the scan died.*lower --workers"):
@@ -413,6 +417,7 @@ def real_coco(tmp_path):
     return tmp_path
 
 
+@pytest.mark.processes
 def test_real_photographs_pass_the_rules(real_coco):
     assert len(list((real_coco / "labels/train2017").iterdir())) == 100
     for split, count in (("training", 14), ("validation", 50)):

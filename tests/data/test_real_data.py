@@ -27,6 +27,7 @@ def real_data():
     return Path(os.environ["DENSEHYBRID_DATA"])
 
 
+@pytest.mark.slow
 def test_real_streets_hold_known_classes_and_anomalies_only_in_test(real_data):
     counts = {}
     for split in ("training", "validation", "t5", "t6"):

@@ -42,6 +42,7 @@ def stored_values(folder: Path) -> list[set[int]]:
     return [set(np.unique(np.asarray(Image.open(path))).tolist()) for path in sorted(folder.rglob("*.png"))]
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes(world, tmp_path):
     draw(tmp_path)
     assert contents(tmp_path) == contents(world)

@@ -55,6 +55,7 @@ class Pairs(Dataset):
         return self.frames[index]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_frames_come_in_order_from_a_model_in_eval_mode(workers):
     model, dataset = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)), Pairs()
@@ -222,6 +223,8 @@ run_script(main)
 """
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [("exit", 3), ("ctrl-c", 130)])
 def test_a_script_that_ends_in_the_middle_of_an_evaluation_ends_at_once(how, code, tmp_path):
     folders = [str(PROJECT), str(PROJECT / "tests")]
@@ -252,6 +255,7 @@ def test_bfloat16_rounds_the_networks_products_and_float32_does_not():
         torch.testing.assert_close(few, many, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_frames_on_a_gpu_stay_whole_while_the_caller_lags_behind():
     class Large(Dataset):

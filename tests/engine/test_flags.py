@@ -129,6 +129,7 @@ def numbers_of(block):
             yield key, len(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", TRAININGS)
 def test_every_number_of_a_recipe_is_bounded(block):
     may_be_zero = {"lr_min", "statistics_batches", "beta", "divergence_weight", "bits_weight", "warmup_steps"}

@@ -105,6 +105,7 @@ def test_a_run_drops_or_keeps_the_last_incomplete_batch_as_its_recipe_says(tmp_p
     assert (len(steps_of(tmp_path / "dropped")), len(steps_of(tmp_path / "kept"))) == (3, 4)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_leaves_the_random_numbers_of_training_alone(workers):
     torch.manual_seed(9)
@@ -127,6 +128,7 @@ class Broken(Specks):
         return super().__getitem__(index)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("error", [MissingFile, WrongInput])
 def test_a_file_error_in_a_worker_arrives_as_it_is(error, workers):
@@ -139,6 +141,7 @@ class Deadly(Specks):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.processes
 def test_a_killed_worker_gives_a_clear_error():
     with pytest.raises(ChildProcessError, match=r"a loader process died .*lower --workers"):
         loaded(Deadly(), workers=1)
@@ -166,6 +169,7 @@ def test_shared_memory_that_does_not_suffice_is_one_line_with_the_way_out(said):
     assert told.endswith("take --workers 0, or give a container more of it, such as with docker run --shm-size 8g")
 
 
+@pytest.mark.processes
 def test_semaphores_that_cannot_be_made_are_told_as_shared_memory(monkeypatch):
     def full(loader):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -175,6 +179,8 @@ def test_semaphores_that_cannot_be_made_are_told_as_shared_memory(monkeypatch):
         loaded(workers=1)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_container_with_little_shared_memory_is_told_so():
     code = """
 import sys
@@ -213,6 +219,7 @@ class DeadlyLater(Specks):
         return super().__getitem__(index)
 
 
+@pytest.mark.processes
 def test_a_worker_killed_during_a_step_ends_a_script_with_the_same_line(tmp_path):
     marker = tmp_path / "now"
 
@@ -238,6 +245,7 @@ class Interrupted(Specks):
         return super().__getitem__(index)
 
 
+@pytest.mark.processes
 def test_a_loader_process_keeps_quiet_when_ctrl_c_ends_the_main_process(capfd):
     assert_same_samples(loaded(Interrupted(), workers=1), loaded())
     printed = capfd.readouterr().err
@@ -259,6 +267,7 @@ class Mistaken(Specks):
         return int("a slip in the code")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mistake_in_the_code_keeps_its_traceback_from_a_worker_too(workers):
     loader = training_loader(Mistaken(), 3, 2, True, workers, CPU, 0, 1)

@@ -30,11 +30,15 @@ def told(tmp_path_factory):
     return [json.loads((folder / f"told_{process}.json").read_text()) for process in (0, 1)], folder
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_process_0_is_first(told):
     (first, second), _ = told
     assert not first["found"] and second["found"]
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_norm_is_set_from_the_images_of_all_processes(told):
     features = shared_pieces.features().double().numpy().transpose(1, 0, 2, 3).reshape(3, -1)
     for process in told[0]:
@@ -42,6 +46,8 @@ def test_a_norm_is_set_from_the_images_of_all_processes(told):
         np.testing.assert_allclose(process["log_scale"], np.log(features.std(1, ddof=1)), rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_two_networks_are_trained_over_processes_as_by_one(told, tmp_path):
     _, folder = told
     shared_pieces.two_networks_are_trained(tmp_path, torch.device("cpu"))
@@ -55,18 +61,24 @@ def test_two_networks_are_trained_over_processes_as_by_one(told, tmp_path):
         assert (ours["weights.weight"] != 0.5).all()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_every_process_draws_its_own_numbers(told):
     (first, second), _ = told
     numbers = [*first["drawn"], *second["drawn"]]
     assert len(numbers) == len({*numbers}) == 2 * 4
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_every_process_has_the_statistics_and_the_figures_of_process_0(told):
     (first, second), _ = told
     assert first["buffers"] == second["buffers"] and first["buffers"]["model"] != [0, 0, 0]
     assert first["figures"] == second["figures"] == {"AP": 0.5}
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_process_0_alone_writes_and_draws(told):
     (first, second), folder = told
     assert first["pictures"] == ["epoch_001.png", "epoch_002.png"] and not second["pictures"]

@@ -32,6 +32,8 @@ def shared(tmp_path_factory, street_hazards, ade20k):
     return root, printed
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["parts", "processes", "both"])
 def test_a_batch_is_the_same_whole_in_parts_and_over_processes(split, shared):
     root, _ = shared
@@ -47,6 +49,8 @@ def test_a_batch_is_the_same_whole_in_parts_and_over_processes(split, shared):
     assert figures == pytest.approx([line["validation"]["mIoU"] for line in log_of(whole) if "validation" in line])
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_one_process_writes_and_talks(shared):
     root, printed = shared
     assert printed.count("epoch 1/2") == 2 and printed.count("finished: ") == 2
@@ -55,6 +59,8 @@ def test_one_process_writes_and_talks(shared):
     assert len([*(root / "processes").glob("events*")]) == 1
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_statistics_of_batchnorm_are_the_mean_over_the_processes(street_hazards, ade20k, tmp_path):
     train(street_hazards, ade20k, tmp_path / "run", norm=nn.BatchNorm2d, statistics_batches=1, lr=1e-9)
     printed, code = torchrun(
@@ -66,6 +72,8 @@ def test_statistics_of_batchnorm_are_the_mean_over_the_processes(street_hazards,
     torch.testing.assert_close(two["trunk.1.running_mean"], one["trunk.1.running_mean"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_any_number_goes_on(shared, street_hazards, ade20k, tmp_path):
     root, _ = shared
     folder = tmp_path / "killed"

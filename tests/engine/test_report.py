@@ -403,6 +403,7 @@ def evaluations(street_hazards, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ood", "mean", "open_set"])
 def test_the_page_shows_every_figure_and_fetches_nothing(name, evaluations):
     text = (evaluations / name / "index.html").read_text()
@@ -432,6 +433,7 @@ def test_the_page_shows_every_figure_and_fetches_nothing(name, evaluations):
     assert f"worst 1: {worst}, AP {100 * aps[worst]:.2f} %" in words
 
 
+@pytest.mark.slow
 def test_the_headline_is_that_of_the_benchmark(evaluations):
     results = json.loads((evaluations / "ood/results.json").read_text())
     text = (evaluations / "ood/index.html").read_text()
@@ -441,6 +443,7 @@ def test_the_headline_is_that_of_the_benchmark(evaluations):
     assert "StreetHazards test, mean over images" in unescape(text)
 
 
+@pytest.mark.slow
 def test_pictures_lie_in_the_folder_where_scores_are_pooled(evaluations):
     pictures = {"curves.png", "histogram.png"}
     for name in ("ood", "open_set"):
@@ -455,6 +458,7 @@ def test_pictures_lie_in_the_folder_where_scores_are_pooled(evaluations):
     assert "--pooled the evaluation keeps" not in (evaluations / "ood/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_curves_of_an_earlier_evaluation_do_not_stay(evaluations, street_hazards, monkeypatch):
     monkeypatch.chdir(evaluations)
     Path("again").mkdir()
@@ -464,6 +468,7 @@ def test_curves_of_an_earlier_evaluation_do_not_stay(evaluations, street_hazards
     assert not Path("again/curves.png").exists()
 
 
+@pytest.mark.slow
 def test_no_pictures_means_figures_alone(evaluations, street_hazards, monkeypatch):
     monkeypatch.chdir(evaluations)
     weights = evaluations / "<weights>" / "final.pth"
@@ -471,6 +476,7 @@ def test_no_pictures_means_figures_alone(evaluations, street_hazards, monkeypatc
     assert sorted(path.name for path in Path("none").iterdir()) == ["results.json", "table.md"]
 
 
+@pytest.mark.slow
 def test_the_sheet_has_a_line_of_words_above_each_frame(evaluations, tmp_path):
     with (
         Image.open(evaluations / "ood/pictures.png") as plain,
@@ -494,6 +500,7 @@ def test_columns_of_numbers_stand_flush_right_and_words_are_escaped():
     assert f">{cell_text(0.5)}<" in table and "nan" not in table
 
 
+@pytest.mark.slow
 def test_classes_of_the_legend_are_those_of_the_data_set(evaluations):
     words = Page((evaluations / "open_set/index.html").read_text()).words
     assert [name for name in words if name in StreetHazards.class_colours] == list(StreetHazards.class_colours)

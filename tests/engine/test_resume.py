@@ -85,7 +85,7 @@ def die_while_saving(folder, name, moment):
 def begin():
     """Starts train_apart and returns its process"""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision", "torch.utils.tensorboard", "sklearn.metrics", "pytest"])
+    context.set_forkserver_preload(["torch.utils.tensorboard", "sklearn.metrics", "pytest", "tests.support.tiny"])
     processes = []
 
     def begin(folder, workers=0, resume=True, deadly=None):
@@ -120,6 +120,7 @@ def assert_ended_as_if_never_stopped(folder, uninterrupted):
     assert figures[0] == figures[1]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path, begin, uninterrupted, workers):
     folder = tmp_path / "run"
@@ -133,6 +134,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path, beg
     assert_ended_as_if_never_stopped(folder, uninterrupted)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_in_the_middle_of_an_epoch_resumes_with_any_number_of_workers(
     tmp_path, begin, uninterrupted, workers
@@ -144,6 +146,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_with_any_number_of_worke
     assert_ended_as_if_never_stopped(folder, uninterrupted)
 
 
+@pytest.mark.processes
 def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_path, begin, uninterrupted):
     folder = tmp_path / "run"
     assert ended(begin(folder, resume=False, deadly=("step", 2))) == -signal.SIGKILL
@@ -159,6 +162,7 @@ def test_a_run_killed_right_after_making_its_folder_starts_from_the_beginning(tm
     assert (tmp_path / "run" / "recipe.yaml").exists()
 
 
+@pytest.mark.processes
 def test_a_run_killed_while_it_writes_any_of_its_files_ends_with_the_same_weights(tmp_path, begin, uninterrupted):
     folder = tmp_path / "run"
     for name in ("recipe.yaml", "best.pth", "last.pt", "last.pt.1", "log.jsonl", "final.pth"):
@@ -173,6 +177,7 @@ def test_a_run_killed_while_it_writes_any_of_its_files_ends_with_the_same_weight
     assert_ended_as_if_never_stopped(folder, uninterrupted)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_says_how_to_go_on_and_leaves_a_run_that_does(tmp_path, begin, uninterrupted, workers):
     folder = tmp_path / "run"
@@ -347,6 +352,7 @@ def test_no_flipped_bit_of_a_checkpoint_reaches_the_run(tmp_path, stopped):
             checkpoint.load(path)
 
 
+@pytest.mark.processes
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, stopped, uninterrupted):
     folder = shutil.copytree(stopped, tmp_path / "run")
     path = folder / "last.pt"
@@ -441,6 +447,7 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
 # Two at once
 
 
+@pytest.mark.processes
 def test_a_run_that_still_runs_is_refused_and_its_owner_named(tmp_path, begin, uninterrupted):
     folder = tmp_path / "run"
     process = begin(folder, workers=2, resume=False, deadly=("slow",))
@@ -455,6 +462,7 @@ def test_a_run_that_still_runs_is_refused_and_its_owner_named(tmp_path, begin, u
     train(folder, resume=True)
 
 
+@pytest.mark.processes
 def test_the_lock_of_a_killed_run_is_free_though_its_loader_processes_live(tmp_path, begin, uninterrupted):
     folder = tmp_path / "run"
     process = begin(folder, workers=2, resume=False, deadly=("slow",))

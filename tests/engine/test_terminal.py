@@ -55,6 +55,8 @@ def odd_world(street_hazards, tmp_path):
     return root
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [evaluate_ood, evaluate_osr_sh])
 def test_frames_of_odd_names_are_evaluated_to_the_last_page(script, odd_world, random_weights, in_tmp):
     words = ["--dataroot", odd_world, "--folder", "out", "--pictures", 9, "--device", "cpu", "--workers", 1]
@@ -66,6 +68,7 @@ def test_frames_of_odd_names_are_evaluated_to_the_last_page(script, odd_world, r
     assert r"stra\udcdfe.png" in page and "Straße 字.png" in page
 
 
+@pytest.mark.processes
 def test_pictures_of_odd_names_are_predicted_and_told(in_tmp, random_weights):
     Path("in").mkdir()
     for name in NAMES:
@@ -188,6 +191,8 @@ def test_every_script_ends_by_way_of_run_script(script):
     assert ast.unparse(last) == "if __name__ == '__main__':\n    run_script(main)"
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_head_ends_a_real_script_without_a_word(tmp_path):
     command = [sys.executable, "-m", "tools.check_data", "--dataset", "images", "--dataroot", tmp_path / "gone"]
     script = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=PROJECT)
@@ -198,6 +203,8 @@ def test_head_ends_a_real_script_without_a_word(tmp_path):
 # Notebooks
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "pdf"])
 def test_curves_are_drawn_whatever_backend_the_environment_names(backend):
     code = """

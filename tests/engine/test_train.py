@@ -321,6 +321,7 @@ def test_a_gpu_without_memory_ends_with_advice(tmp_path):
         train(tmp_path / "run", step=step)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_compiled_once_and_trains_to_the_same_weights(tmp_path, monkeypatch):
     graphs = []
 

@@ -42,6 +42,7 @@ def random_cases(number):
     return cases
 
 
+@pytest.mark.slow
 def test_every_pixel_is_covered_and_in_its_place():
     for height, width, window, stride, at_a_time, number in random_cases(60):
         network = Seen()

@@ -208,6 +208,7 @@ def test_pixel_counts_by_hand():
     assert int(pixel_counts(labels, ignored_are_inliers=True)["dataset"]) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored_are_inliers", [False, True])
 def test_micro_batches_with_the_counts_of_the_whole_give_the_gradient_of_the_whole(ignored_are_inliers):
     torch.manual_seed(0)

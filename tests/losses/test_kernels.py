@@ -14,6 +14,8 @@ LOGITS = [torch.zeros(2, 5, 7, 9), torch.zeros(2, 2, 7, 9)]
 LABELS = torch.zeros(2, 7, 9, dtype=torch.int64)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_under_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}  # which has to be there before Triton is imported
     tests = Path(__file__).parents[1] / "support" / "interpreted_loss_kernels.py"
@@ -23,6 +25,7 @@ def test_under_the_interpreter():
     assert " passed" in ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "dtype", "layout"),
     [(80, "bf16", torch.channels_last), (90, "fp32", torch.contiguous_format)],

@@ -108,6 +108,8 @@ def count_part(kind, part):
     return counted(kind, part)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_parts_counted_in_processes_equal_one_object():
     tasks = [(kind, list(frames(kind))[start::2]) for kind in KINDS for start in (0, 1)]
     with multiprocessing.get_context("spawn").Pool(2) as pool:

@@ -49,6 +49,7 @@ def assert_same(ours, theirs, tolerance=1e-5):
         torch.testing.assert_close(tensor, theirs[name], rtol=tolerance, atol=tolerance * largest, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_outputs_gradients_and_statistics_are_the_same_with_less_kept(build, network):
     plain, again = build(network, False), build(network, True)
@@ -80,6 +81,7 @@ def test_the_first_norm_remembers_one_hundredth_of_one_step(build):
     torch.testing.assert_close(model.backbone.features.norm0.running_mean, 0.01 * seen, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_under_bfloat16_autocast_gradients_are_the_same(build, network):
     found = {}
@@ -122,6 +124,7 @@ def test_without_training_nothing_is_computed_again(build, network, no_second_ti
         model.train()(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_is_not_checkpointed_unless_asked(build, network, no_second_time):
     stepped(build(network, False), images_of(network))

@@ -48,6 +48,7 @@ def assert_close_to_release(logits, name, key):
     assert np.abs(ours - released).max() <= TOLERANCE * np.abs(released).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(96, 160), (128, 128), (64, 320)])
 def test_hybrid_outputs_equal_the_released_ones(hybrid, size):
     with torch.inference_mode():
@@ -59,6 +60,7 @@ def test_hybrid_outputs_equal_the_released_ones(hybrid, size):
     assert_close_to_release(dataset_logits, name, "logits_ood")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(96, 160), (128, 128)])
 def test_closed_set_outputs_equal_the_released_ones(closed_set, size):
     with torch.inference_mode():
@@ -67,6 +69,7 @@ def test_closed_set_outputs_equal_the_released_ones(closed_set, size):
     assert_close_to_release(class_logits, "deeplabv3plus_19_{}x{}".format(*size), "logits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hybrid", "layout"), [(True, "deeplabv3plus_hybrid_19"), (False, "deeplabv3plus_19")])
 def test_keys_shapes_and_order_are_the_released_ones(hybrid, layout):
     released = json.loads((GOLDEN / f"{layout}.layout.json").read_text())
@@ -74,6 +77,7 @@ def test_keys_shapes_and_order_are_the_released_ones(hybrid, layout):
     assert list(ours.items()) == list(released.items())
 
 
+@pytest.mark.slow
 def test_nvidias_wrapped_file_loads_into_the_hybrid_model_and_leaves_its_dataset_head(tmp_path):
     released = json.loads((GOLDEN / "deeplabv3plus_19.layout.json").read_text())
     values = {key: torch.tensor(zlib.crc32(key.encode()) % 1000) for key in released}
@@ -105,6 +109,7 @@ def test_mean_and_std_are_in_no_file_and_move_with_the_model():
         assert statistic.dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_one_image_trains_no_batchnorm_and_evaluates_at_any_size(hybrid):
     image = golden_image(33, 47, batch=1)
     before = hybrid.mod2.block1.bn1[0].running_mean.clone()

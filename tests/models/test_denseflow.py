@@ -74,11 +74,13 @@ def assert_close_to_golden(ours, golden):
 # DenseFlow-25-6 against the released checkpoints and the released code's outputs
 
 
+@pytest.mark.slow
 def test_the_layout_is_that_of_the_released_checkpoint(released):
     assert [(key, list(value.shape)) for key, value in released.state_dict().items()] == list(LAYOUT.items())
     assert sum(parameter.numel() for parameter in released.parameters()) == 35_736_742
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_the_density_and_the_latent_are_those_of_the_released_code(size, released, no_noise, each_way):
     golden = np.load(GOLDEN / f"denseflow_25_6_{size}.npz")
@@ -90,6 +92,7 @@ def test_the_density_and_the_latent_are_those_of_the_released_code(size, release
     assert_close_to_golden(log_prob, golden["log_prob"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_samples_are_those_of_the_released_code(size, released, no_noise, each_way):
     golden = np.load(GOLDEN / f"denseflow_25_6_{size}.npz")["sample"]
@@ -97,6 +100,7 @@ def test_samples_are_those_of_the_released_code(size, released, no_noise, each_w
         assert_close_to_golden(released.sample(len(golden), *golden.shape[2:]), golden)
 
 
+@pytest.mark.slow
 def test_the_density_is_that_of_its_parts(released):
     images = whole_numbers(2, 16, 8)
     with torch.no_grad():
@@ -171,6 +175,7 @@ def test_dropped_halves_that_are_not_given_are_drawn_from_a_standard_normal():
     assert not flow.decode(latent).equal(flow.decode(latent))
 
 
+@pytest.mark.slow
 def test_what_encoding_gains_is_the_jacobians_determinant_and_the_densities_of_the_noise(monkeypatch):
     # The map from the image, with its place inside each level, and the noise of the cross-unit couplings to the
     # dropped halves and the latent is one to one. An image's share of ln p is ln|det| of it, plus the density of the

@@ -18,6 +18,7 @@ def machine(monkeypatch):
         yield machine
 
 
+@pytest.mark.slow
 def test_a_network_on_a_gpu_is_recorded_without_the_host_waiting_and_gives_what_it_gave(machine):
     torch.manual_seed(0)
     model = ladder_densenet121(3).eval()

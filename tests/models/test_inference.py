@@ -103,6 +103,7 @@ def test_scores_and_logits_are_those_of_the_network(networks, network, size):
     assert_same(hybrid_score(*found), hybrid_score(*expected), TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_closed_set_network_gives_its_class_logits(networks, network, fast):
     model, images = networks(network, hybrid=False).double(), drawn(1, 3, 48, 64)
@@ -317,6 +318,7 @@ def test_a_narrow_copy_is_as_near_to_float32_as_autocast(networks, network, dtyp
         assert_as_near_as_autocast(each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head", ["decoder", "linear"])
 def test_a_narrow_segmenter_is_as_near_to_float32_as_autocast(head, dtype):
@@ -462,6 +464,8 @@ print("compared")
 """
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_kernels_give_what_torch_gives():
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

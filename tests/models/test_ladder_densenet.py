@@ -44,6 +44,7 @@ def test_there_are_outputs_of_every_layout():
     assert "ldn121_hybrid_12_90x160" in OUTPUTS  # the size that shows the grid's rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_outputs_are_those_of_the_released_code(name, tmp_path):
     layout, size = name.rsplit("_", 1)

@@ -113,6 +113,7 @@ def test_a_dense_block_in_one_tensor_trains_as_its_layers(fused, checkpointing):
     assert calls["norm_relu"] == (12 if checkpointing else 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_of_a_dense_block_are_those_of_finite_differences(checkpointing):
     block = small_block().double()
@@ -176,6 +177,7 @@ def images_in(dtype):
     return images_of("any").to(dtype=dtype, memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ladder_densenet121", "deeplabv3plus"])
 def test_networks_train_the_same_in_one_pass(narrow, fused, name):
     expected, memory = step_of(network(name, False).double(), images_in(torch.float64))
@@ -192,6 +194,7 @@ def test_networks_train_the_same_in_one_pass(narrow, fused, name):
         assert kept < (0.4 if checkpointing else 1) * memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_frozen_network_sends_its_gradient_to_the_images_alone(fused, checkpointing):
     found = []
@@ -337,6 +340,8 @@ def test_on_a_gpu_a_dense_block_trains_as_its_layers(monkeypatch, checkpointing)
             assert error < tolerance, f"{name} in {dtype}: {error}"
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_the_kernels_compute_what_torch_does():
     pytest.importorskip("triton")
     project = Path(__file__).parents[2]

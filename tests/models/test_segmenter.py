@@ -78,6 +78,7 @@ def assert_close_to_release(outputs, released, keys):
         assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max(), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["96x160", "100x150", "128x128", "512x512_batch1"])
 def test_hybrid_outputs_equal_the_released_ones(hybrid, size):
     height, width = map(int, size.removesuffix("_batch1").split("x"))
@@ -88,6 +89,7 @@ def test_hybrid_outputs_equal_the_released_ones(hybrid, size):
     assert_close_to_release(outputs, np.load(GOLDEN / f"segmenter_hybrid_20_{size}.npz"), ("logits", "logits_ood"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(96, 160), (128, 128)])
 def test_closed_set_outputs_equal_the_released_ones(closed_set, size):
     with torch.inference_mode():
@@ -96,6 +98,7 @@ def test_closed_set_outputs_equal_the_released_ones(closed_set, size):
     assert_close_to_release([class_logits], released, ["logits"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(300, 400), (560, 900)])
 def test_sliding_windows_equal_the_released_inference(hybrid, size):
     windows = SlidingWindows(hybrid, 512, 320, at_a_time=4, enlarge=True)
@@ -167,6 +170,7 @@ def test_sixteen_heads_are_the_default_of_encoder_and_network():
     assert {block.attn.heads for encoder in encoders for block in encoder.blocks} == {16}
 
 
+@pytest.mark.slow
 def test_twelve_heads_are_another_network(hybrid):
     twelve = with_tensors(meta_model(heads=12), hybrid.state_dict())
     images = golden_image(64, 64, batch=1)
@@ -263,6 +267,7 @@ def test_every_parameter_but_the_imagenet_classifier_gets_a_gradient(kind):
     assert frozen == without  # so that an optimiser and a distributed run know
 
 
+@pytest.mark.slow
 def test_weights_start_as_is_usual_for_transformers():
     torch.manual_seed(0)
     model = segmenter(20, dataset_head="linear")

@@ -148,6 +148,7 @@ def resizings(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_networks_train_through_it(resizings):
     logits, ladder = ((64, 96), False), [((2, 3), False)] * 4 + [((4, 6), False), ((8, 12), False), ((16, 24), False)]
     with torch.device("meta"):

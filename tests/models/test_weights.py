@@ -309,6 +309,7 @@ def test_the_backbone_gets_exactly_the_imagenet_values(spelling, imagenet, tmp_p
     assert_same_state(model, expected | head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [densenet169, resnet18])
 def test_imagenet_weights_of_another_network_are_refused(network, tmp_path):
     path = saved(network(weights=None).state_dict(), tmp_path / "other.pth")

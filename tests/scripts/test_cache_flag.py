@@ -32,6 +32,7 @@ def visited(frames):
     return frames[0][:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", COPIES, ids=lambda script: script.__name__)
 def test_a_training_keeps_decoded_copies_where_it_is_told_to(script, street_hazards, ade20k, in_tmp, monkeypatch):
     cityscapes(Path("CITY"), 30, (40, 64))

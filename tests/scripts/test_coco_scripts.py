@@ -165,6 +165,7 @@ def padding_of(images):
 # Training
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_folder(runs, coco):
     finals = {"closed": {"final.pth"}, "hybrid": {"final.pth"}, "flow": {"final.pth", "final_flow.pth"}}
     for kind, folder in runs.items():
@@ -186,6 +187,7 @@ def test_a_run_writes_its_folder(runs, coco):
     }
 
 
+@pytest.mark.slow
 def test_every_step_logs_its_terms_and_every_epoch_its_figures(runs):
     hybrid = ["class", "likelihood", "dataset"]
     terms = {"closed": ["class"], "hybrid": hybrid, "flow": [*hybrid, "jensen_shannon", "bits_per_dimension"]}
@@ -200,6 +202,7 @@ def test_every_step_logs_its_terms_and_every_epoch_its_figures(runs):
         assert [set(each) for each in figures] == [{"mIoU"} if kind == "closed" else {"AP", "FPR95", "mIoU"}] * 2
 
 
+@pytest.mark.slow
 def test_learning_rates_follow_their_schedules_epoch_by_epoch(runs):
     poly = [1e-3] * STEPS + [1e-3 * 0.5**0.9] * STEPS  # of two epochs
     assert [line["lr"] for line in steps_of(runs["closed"])] == pytest.approx(poly)
@@ -209,6 +212,7 @@ def test_learning_rates_follow_their_schedules_epoch_by_epoch(runs):
     assert [line["flow_optimizer/lr"] for line in steps_of(runs["flow"])] == pytest.approx(falling)
 
 
+@pytest.mark.slow
 def test_the_logged_miou_is_that_of_the_final_weights_over_windows(runs, coco):
     windows = SlidingWindows(load_weights(small_segmenter(K, hybrid=False), runs["closed"] / "final.pth").eval(),
                              WINDOW, STRIDE, enlarge=True)  # fmt: skip
@@ -221,6 +225,7 @@ def test_the_logged_miou_is_that_of_the_final_weights_over_windows(runs, coco):
     assert log_of(runs["closed"])[-1]["validation"]["mIoU"] == pytest.approx(np.nanmean(slow), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_closed_set_weights_with_a_new_decoder(runs):
     before = read_weights(runs["closed"] / "final.pth")
     for kind in ("hybrid", "flow"):
@@ -234,6 +239,7 @@ def test_fine_tuning_starts_from_closed_set_weights_with_a_new_decoder(runs):
         assert 0 < moved < 1e-5  # eight steps at 1e-6
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_from_hybrid_weights_and_takes_a_linear_head(runs, experiment):
     for kind in ("hybrid", "flow"):
         tried = experiment(kind, model=runs["hybrid"] / "best.pth")
@@ -249,6 +255,7 @@ def test_fine_tuning_goes_on_from_hybrid_weights_and_takes_a_linear_head(runs, e
 BREAKS = {"closed": "closed_set_loss", "hybrid": "dense_hybrid_loss", "flow": "synthetic_negatives_loss"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BREAKS)
 def test_an_interrupted_run_goes_on_to_the_same_bits(kind, runs, world, in_tmp, monkeypatch, capsys):
     script, calls, flags = SCRIPTS[kind], [], world.flags(kind)
@@ -279,6 +286,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(kind, runs, world, in_tmp, 
     assert steps_of(folder) == steps_of(runs[kind])
 
 
+@pytest.mark.slow
 def test_the_optimizers_are_those_of_the_release(experiment):
     (sgd,) = experiment("closed").state["optimizer"].param_groups
     assert isinstance(experiment("closed").state["optimizer"], torch.optim.SGD)
@@ -295,6 +303,7 @@ def test_the_optimizers_are_those_of_the_release(experiment):
     assert len(adamax["params"]) == len(list(tried.state["flow"].parameters()))
 
 
+@pytest.mark.slow
 def test_a_flow_starts_from_its_file_or_from_scratch(experiment, flow_file):
     filled = golden_state_dict(small_flow().state_dict(), gain=0.3)
     assert same(dict(experiment("flow").state["flow"].state_dict()), filled)
@@ -327,6 +336,7 @@ def test_the_numbers_of_the_recipe_are_the_releases(kind):
         assert (recipe.adam_eps, recipe.likelihood_margin) == (1e-8, None)  # Adam's own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["closed", "hybrid", "flow"])
 def test_the_recipe_and_the_flags_reach_the_experiment(kind, experiment):
     tried = experiment(kind, "--crop_size", "24", "--scale", "1", "1", "--batch_size", "8")
@@ -337,6 +347,7 @@ def test_the_recipe_and_the_flags_reach_the_experiment(kind, experiment):
     assert not Path("logs", kind).exists()
 
 
+@pytest.mark.slow
 def test_heads_travel_with_the_weights_and_another_number_is_refused(world, experiment, runs, in_tmp, capsys):
     torch.manual_seed(5)
     twelve = small_segmenter(K, hybrid=False, heads=12).state_dict()
@@ -372,6 +383,7 @@ def test_heads_travel_with_the_weights_and_another_number_is_refused(world, expe
         assert trained.keys() == twelve.keys()
 
 
+@pytest.mark.slow
 def test_a_missing_imagenet_file_is_named_with_its_place(world, in_tmp):
     flags = [flag for flag in world.flags("closed") if flag not in ("--init", "none")]
     told = r"no weight file vit_base_p16_384\.pth; .*drive\.google\.com/file/d/1AlCpbDZhFiZ99teZKXu80OnskWagnvw4"
@@ -382,6 +394,7 @@ def test_a_missing_imagenet_file_is_named_with_its_place(world, in_tmp):
     assert not Path("logs").exists()
 
 
+@pytest.mark.slow
 def test_the_encoder_starts_from_the_imagenet_file_in_the_working_directory(world, experiment):
     torch.manual_seed(4)
     weights = VisionTransformer(patch=4, grid=24, width=48, depth=2, heads=12).state_dict()
@@ -399,6 +412,7 @@ def test_the_encoder_starts_from_the_imagenet_file_in_the_working_directory(worl
     assert same(dict(goes_on), torch.load(world.model, weights_only=True))  # of a whole Segmenter, all is taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["closed", "hybrid", "flow"])
 @pytest.mark.parametrize(
     ("flags", "message"),
@@ -416,6 +430,7 @@ def test_windows_that_cannot_be_are_refused_before_the_training(kind, flags, mes
 # Weights that do not fit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hybrid", "flow", "osr"])
 def test_wrong_weights_are_refused(kind, world, in_tmp):
     torch.manual_seed(0)
@@ -433,6 +448,7 @@ def test_wrong_weights_are_refused(kind, world, in_tmp):
     assert not Path("logs").exists() and not Path("results").exists()
 
 
+@pytest.mark.slow
 def test_a_flow_file_that_does_not_fit_is_refused(world, in_tmp):
     with pytest.raises(ValueError, match=r"final\.pth does not fit DenseFlow: .* unexpected: model\."):
         segmenter_coco20_finetune_flow.main(world.flags("flow", "--flow_state", str(world.model)))
@@ -441,6 +457,7 @@ def test_a_flow_file_that_does_not_fit_is_refused(world, in_tmp):
     assert not Path("logs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_a_missing_data_folder_is_named_and_leaves_no_run(kind, world, in_tmp):
     with pytest.raises(FileNotFoundError, match=r"no folder nowhere/images/(train|val)2017; --dataroot is COCO's"):
@@ -451,6 +468,7 @@ def test_a_missing_data_folder_is_named_and_leaves_no_run(kind, world, in_tmp):
 # The negatives' folder
 
 
+@pytest.mark.slow
 def test_every_spelling_of_the_negatives_folder_reads_the_same(experiment, ade20k):
     Path("datasets").mkdir()
     Path("datasets/ADEChallengeData2016").symlink_to(ade20k)
@@ -468,6 +486,7 @@ def test_every_spelling_of_the_negatives_folder_reads_the_same(experiment, ade20
     assert tried.run.seed == 3 and tried.dataset.negatives.dataset.root == folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("negatives", "told"),
     [
@@ -484,6 +503,7 @@ def test_one_spelling_of_the_negatives_folder_is_asked_for(negatives, told, expe
     assert ending.value.code == 1 and told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_missing_folder_of_negatives_is_named_and_leaves_no_run(experiment):
     with pytest.raises(FileNotFoundError, match=r"no folder datasets/ADEChallengeData2016/images/training; --neg_data"):
         experiment("hybrid", negatives=["--neg_dataset"])
@@ -493,6 +513,7 @@ def test_a_missing_folder_of_negatives_is_named_and_leaves_no_run(experiment):
     assert not Path("logs/hybrid").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "copies"), [("closed", 2), ("hybrid", 2 + 3 * 2), ("flow", 2)])
 def test_decoded_copies_are_kept_where_the_training_is_told_to(kind, copies, experiment):
     samples = []
@@ -532,6 +553,7 @@ class Seen:
         return {"jensen_shannon": class_logits.sum(), "bits_per_dimension": log_prob.sum()}
 
 
+@pytest.mark.slow
 def test_three_real_negatives_are_pasted_into_each_image_and_never_into_padding(experiment, monkeypatch):
     tried = experiment("hybrid")
     seen = Seen(tried, monkeypatch)
@@ -556,6 +578,7 @@ def test_three_real_negatives_are_pasted_into_each_image_and_never_into_padding(
     assert not (labels == OUTLIER).any()
 
 
+@pytest.mark.slow
 def test_rare_ids_alone_are_pasted(experiment):
     assert experiment("hybrid").dataset.negatives.rare_below == 10000
     negatives = experiment("hybrid", "--rare_below", "40").dataset.negatives
@@ -573,6 +596,7 @@ def coloured(n, height, width):
     return torch.stack([red, 0 * red, 0 * red], dim=1)[:, :, None, None].expand(n, 3, height, width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "per_image"), [("optimizer", 3), ("flow_optimizer", 1)])
 def test_the_flows_patches_are_pasted_whole_but_never_into_padding(name, per_image, experiment, monkeypatch):
     tried = experiment("flow", "--scale", "0.3", "2")
@@ -621,6 +645,7 @@ def test_the_flows_patches_are_pasted_whole_but_never_into_padding(name, per_ima
         assert found.equal(outlier[number])
 
 
+@pytest.mark.slow
 def test_the_flows_step_leaves_the_network_alone(experiment):
     tried = experiment("flow")
     tried.model.train()
@@ -635,6 +660,7 @@ def test_the_flows_step_leaves_the_network_alone(experiment):
     assert all(parameter.grad is not None for parameter in tried.state["flow"].parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hybrid", "flow"])
 def test_validation_pastes_into_photographs_of_known_things_always_the_same(kind, world, experiment, monkeypatch):
     asked = {}
@@ -824,6 +850,7 @@ def evaluated(world, files, *flags, kind="hybrid", root=None):
     return written["figures"] | {"calibration": calibration, **{key: written[key] for key in ("dataset", "weights")}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("released", [False, True], ids=["logits", "released_scoring"])
 @pytest.mark.parametrize("tpr", [0.95, 0.5])
 @pytest.mark.parametrize("score", SCORES)
@@ -843,6 +870,7 @@ def test_every_figure_is_that_of_a_slow_count(score, tpr, released, world, pixel
     assert 0 < results["mIoU"] < 1 and results["open_mIoU"] != results["mIoU"] and 0 < results["FPR95"] < 1
 
 
+@pytest.mark.slow
 def test_probabilities_in_the_place_of_logits_are_another_score_of_the_same_predictions(world, pixel_wise):
     logits = evaluated(world, pixel_wise, "--pictures", "0")
     released = evaluated(world, pixel_wise, "--pictures", "0", "--released_scoring")
@@ -851,6 +879,7 @@ def test_probabilities_in_the_place_of_logits_are_another_score_of_the_same_pred
     assert "hybrid score of probabilities" in Path("results/evaluate_osr_coco/table.md").read_text()
 
 
+@pytest.mark.slow
 def test_results_table_and_pictures_are_written(world, pixel_wise, capsys):
     results = evaluated(world, pixel_wise, "--folder", "out", "--pictures", "4", "--tpr", "0.9")
     table = Path("out/table.md").read_text()
@@ -873,6 +902,7 @@ def test_results_table_and_pictures_are_written(world, pixel_wise, capsys):
     assert sorted(path.name for path in Path("without").iterdir()) == ["results.json", "table.md"]
 
 
+@pytest.mark.slow
 def test_the_pictures_show_the_prediction_that_was_counted(world, pixel_wise, monkeypatch):
     shown = []
 
@@ -892,6 +922,7 @@ def test_the_pictures_show_the_prediction_that_was_counted(world, pixel_wise, mo
         np.testing.assert_array_equal(picture.labels == OUTLIER, labels == K)
 
 
+@pytest.mark.slow
 def test_windows_slide_over_every_photograph(world, pixel_wise, monkeypatch):
     evaluated(world, pixel_wise, "--pictures", "0")
     (network,) = pixel_wise["built"]
@@ -907,6 +938,7 @@ def test_windows_slide_over_every_photograph(world, pixel_wise, monkeypatch):
     assert kept == [((512, 320), {"at_a_time": 8, "enlarge": True})]  # the release's
 
 
+@pytest.mark.slow
 def test_heads_and_dataset_head_are_those_of_the_flag_and_the_file(world, pixel_wise, tmp_path):
     evaluated(world, pixel_wise, "--heads", "12", "--pictures", "0", kind="closed")
     assert pixel_wise["built"][-1].asked == (K, False, 12, "decoder")
@@ -916,6 +948,7 @@ def test_heads_and_dataset_head_are_those_of_the_flag_and_the_file(world, pixel_
     assert pixel_wise["built"][-1].asked == (K, True, 16, "linear")
 
 
+@pytest.mark.slow
 def test_closed_set_weights_get_the_largest_logit_and_no_score_of_a_dataset_head(world, pixel_wise, kept_scores):
     results = evaluated(world, pixel_wise, kind="closed")
     figures, counts, *_ = figures_by_hand(world.coco, kept_scores, 0.95, SCORES["max_logit"])
@@ -928,6 +961,7 @@ def test_closed_set_weights_get_the_largest_logit_and_no_score_of_a_dataset_head
     assert not Path("none").exists()
 
 
+@pytest.mark.slow
 def test_the_runs_own_weights_are_evaluated(runs, world, in_tmp):
     for kind, score in (("hybrid", "hybrid"), ("closed", "max_logit")):
         results = evaluate_osr_coco.main(world.flags("osr", "--folder", kind, model=runs[kind] / "final.pth"))
@@ -935,6 +969,7 @@ def test_the_runs_own_weights_are_evaluated(runs, world, in_tmp):
         assert results["figures"]["mIoU"] == pytest.approx(log_of(runs[kind])[-1]["validation"]["mIoU"], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tpr", ["0", "-0.5", "1.01", "nan", "95"])
 def test_a_share_of_outliers_out_of_its_range_is_refused(tpr, world, pixel_wise, capsys):
     with pytest.raises(SystemExit) as ending:
@@ -943,12 +978,14 @@ def test_a_share_of_outliers_out_of_its_range_is_refused(tpr, world, pixel_wise,
     assert not Path("results").exists()
 
 
+@pytest.mark.slow
 def test_all_outliers_may_be_asked_for(world, pixel_wise, kept_scores):
     results = evaluated(world, pixel_wise, "--tpr", "1", "--pictures", "0")
     figures, *_ = figures_by_hand(world.coco, kept_scores, 1, hybrid_by_hand)
     assert {key: results[key] for key in figures} == pytest.approx(figures, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [["--window_stride", "33"], ["--window", "8", "--window_stride", "9"]],
@@ -958,6 +995,7 @@ def test_windows_that_leave_gaps_are_refused(flags, world, pixel_wise):
         evaluated(world, pixel_wise, *flags)
 
 
+@pytest.mark.slow
 def test_photographs_without_unknown_things_leave_open_set_figures_empty(own_coco, world, pixel_wise, capsys):
     for path in (own_coco / "labels/val2017").iterdir():
         stored = np.array(Image.open(path))
@@ -983,6 +1021,7 @@ def test_photographs_without_unknown_things_leave_open_set_figures_empty(own_coc
 # Lists beside data that cannot be written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_the_lists_of_a_read_only_data_folder_are_kept_with_the_results(kind, own_coco, world, monkeypatch, in_tmp):
     write = Path.write_text
@@ -1005,6 +1044,7 @@ def test_the_lists_of_a_read_only_data_folder_are_kept_with_the_results(kind, ow
 # Real photographs
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DENSEHYBRID_DATA" not in os.environ, reason="DENSEHYBRID_DATA names no folder of real pictures")
 def test_real_photographs_train_fine_tune_and_evaluate(flow_file, in_tmp):
     whole, part = Path(os.environ["DENSEHYBRID_DATA"]).resolve(), in_tmp / "coco20"

@@ -157,6 +157,8 @@ def test_a_scripts_own_help_says_the_command(command):
     assert sorted(re.findall(r"--\w+", line)) == sorted(flags)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_command_runs_as_a_process_and_an_error_of_the_user_is_one_line(in_tmp):
     (command,) = (command for command in COMMANDS if "evaluate_osr_coco" in command)
     words = [sys.executable, PROJECT / "evaluate_osr_coco.py", *shlex.split(command)[2:]]

@@ -248,6 +248,7 @@ def run_apart(world, kind, script, *flags, launcher=()):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.processes
 def test_a_killed_training_goes_on(world, in_tmp):
     script, flags = "segmenter_coco20_finetune_flow", [*DEVICE, "--epochs", "2"]
     code, printed = run_apart(world, "killed", script, *flags)
@@ -262,6 +263,7 @@ def test_a_killed_training_goes_on(world, in_tmp):
     assert resumed == pytest.approx([line["class"] for line in log_of(script) if "class" in line], rel=0.05)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["whole", "nccl"])
 def test_a_training_is_started_by_torchrun(kind, world, in_tmp):
     script = "ldn_streethazards_finetune"

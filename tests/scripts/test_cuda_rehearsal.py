@@ -56,6 +56,7 @@ def world(tmp_path_factory):
 # The scripts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", TRAININGS)
 def test_the_steps_of_a_training_wait_for_nothing(script, world, cuda, in_tmp):
     waits = []
@@ -74,6 +75,7 @@ def test_the_steps_of_a_training_wait_for_nothing(script, world, cuda, in_tmp):
     assert len(waits) <= once and all("models/denseflow.py" in sync.where for sync in waits), waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "precision"),
     [
@@ -97,6 +99,7 @@ def terms_of(script):
     ]
 
 
+@pytest.mark.slow
 def test_a_training_has_the_losses_of_the_cpu(world, in_tmp):
     script = "ldn_streethazards_finetune"
     world.run(script, "--device", "cpu")
@@ -109,6 +112,7 @@ def test_a_training_has_the_losses_of_the_cpu(world, in_tmp):
     np.testing.assert_allclose(found, expected, rtol=0.1)  # so small a network makes much of a rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["dlv3_cityscapes_finetune", "segmenter_coco20"])
 def test_replayed_steps_are_to_the_bit_those_that_are_not(script, world, in_tmp):
     found = []
@@ -122,6 +126,7 @@ def test_replayed_steps_are_to_the_bit_those_that_are_not(script, world, in_tmp)
     assert terms == expected_terms and all(torch.equal(weights[key], expected[key]) for key in weights | expected)
 
 
+@pytest.mark.slow
 def test_batches_of_another_shape_come_between_replayed_ones(world, in_tmp):
     script = "dlv3_cityscapes_finetune"
     flags = ["--device", "cuda", "--batch_size", "4", "--epochs", "4", "--validate_every", "4"]  # of ten images
@@ -160,6 +165,7 @@ def test_memory_that_does_not_suffice_beside_a_recorded_step_takes_the_recording
     assert "launched kernel by kernel" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_a_precision_that_lays_weights_out_otherwise(world, cuda, in_tmp):
     """True float32 on a GPU lies NCHW; a fused optimizer goes through weights and moments by address."""
     script, gpu = "dlv3_cityscapes_finetune", ["--device", "cuda", "--precision", "float32"]
@@ -175,6 +181,7 @@ def test_a_run_goes_on_in_a_precision_that_lays_weights_out_otherwise(world, cud
     assert [(each["after_epoch"], each["device"][:3]) for each in record["resumed"]] == [(1, "cpu")]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on(world, cuda, in_tmp):
     script, flags = "segmenter_coco20_finetune_flow", ["--device", "cuda", "--precision", "float16", "--epochs", "2"]
     with stopped_after(1, ctrl_c), pytest.raises(SystemExit):
@@ -183,6 +190,7 @@ def test_a_training_that_was_stopped_goes_on(world, cuda, in_tmp):
     assert [line["epoch"] for line in log_of(script)] == [1] * 5 + [2] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", EVALUATIONS)
 def test_an_evaluation_has_the_figures_of_the_cpu(script, world, in_tmp):
     expected = figures_of(world.run(script, "--device", "cpu"))
@@ -192,12 +200,14 @@ def test_an_evaluation_has_the_figures_of_the_cpu(script, world, in_tmp):
     assert machine.replays > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", *HALF])
 def test_an_evaluation_runs_in_any_precision(precision, world, cuda, in_tmp):
     results = world.run("evaluate_ood lf", "--device", "cuda", "--precision", precision)
     assert 0 < results["figures"]["pooled"]["hybrid"]["AP"] < 1 and results["record"]["precision"] == precision
 
 
+@pytest.mark.slow
 def test_predict_writes_what_it_writes_on_the_cpu(world, in_tmp):
     world.run("predict", "--device", "cpu")
     Path("predict").rename("expected")
@@ -212,6 +222,7 @@ def test_predict_writes_what_it_writes_on_the_cpu(world, in_tmp):
         assert np.mean(ours != theirs) < 0.01
 
 
+@pytest.mark.slow
 def test_export_scores_writes_what_it_writes_on_the_cpu(world, in_tmp):
     world.run("export_scores", "--device", "cpu")
     Path("export_scores").rename("expected")
@@ -223,6 +234,7 @@ def test_export_scores_writes_what_it_writes_on_the_cpu(world, in_tmp):
         np.testing.assert_allclose(np.load(path), np.load(Path("expected", path.name)), ROUNDING, ROUNDING)
 
 
+@pytest.mark.slow
 def test_another_gpu_than_the_first_is_used_where_it_is_named(world, in_tmp):
     with rehearsed_cuda(gpus=2) as machine:
         world.run("evaluate_ood lf", "--device", "cuda:1")
@@ -541,6 +553,7 @@ def test_nothing_of_it_is_left_afterwards():
     assert type(torch.ones(2)) is torch.Tensor
 
 
+@pytest.mark.slow
 def test_the_export_leaves_the_gpu_alone(world, cuda, in_tmp):
     with small_networks(), cuda.syncs_of() as waits:
         export_onnx.main(

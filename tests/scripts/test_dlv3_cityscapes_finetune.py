@@ -36,6 +36,7 @@ def finetune_flags(root, ade20k, *flags):
     return [*command, *flags]
 
 
+@pytest.mark.slow
 def test_deeplab_is_fine_tuned_from_nvidias_file_and_scored_on_fishyscapes(narrow, ade20k, in_tmp):
     torch.manual_seed(0)
     closed = deeplabv3plus(19, hybrid=False).state_dict()
@@ -69,6 +70,7 @@ def test_deeplab_is_fine_tuned_from_nvidias_file_and_scored_on_fishyscapes(narro
         assert Path(f"out_{name}/pictures.png").exists()
 
 
+@pytest.mark.slow
 def test_a_missing_weight_file_is_an_error_that_names_its_source(ade20k, in_tmp):
     with pytest.raises(FileNotFoundError, match=r"1CKB7gpcPLgDLA7LuFJc46rYcNzF3aWzH"):
         dlv3_cityscapes_finetune.main(finetune_flags(cityscapes(in_tmp / "city", 2, SIZE), ade20k))
@@ -82,6 +84,7 @@ def test_a_last_batch_of_one_image_is_refused_before_the_training(narrow, ade20k
     dlv3_cityscapes_finetune.main(finetune_flags(root, ade20k, "--init", "none", "--drop_last", "true"))
 
 
+@pytest.mark.slow
 def test_the_19_class_ldn_is_scored_on_lost_and_found_when_named(in_tmp):
     torch.save(ladder_densenet121(19).state_dict(), "ldn.pth")
     command = (

@@ -12,6 +12,7 @@ from labels import IGNORE
 from models import ladder_densenet121, load_weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["closed", "hybrid"])
 def test_the_iou_of_each_class_is_that_of_scikit_learn(in_tmp, street_hazards, random_weights, kind):
     flags = (

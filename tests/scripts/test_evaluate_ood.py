@@ -36,6 +36,7 @@ def test_evaluate_ood_counts_the_components_of_each_track_from_its_size_on(name,
     assert (figures["true_components"], figures["predicted_components"]) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "opened"),
     [("road-anomaly", RoadAnomaly), ("anomaly-track", AnomalyTrack), ("obstacle-track", ObstacleTrack)],
@@ -74,6 +75,7 @@ def test_evaluate_ood_gives_pooled_figures_and_those_of_components(in_tmp, name,
     assert "sIoU %" in (in_tmp / "out" / "table.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["anomaly-track", "obstacle-track"])
 def test_without_outliers_what_is_defined_is_given_and_the_rest_left_empty(name, in_tmp, capsys):
     root = track(in_tmp / "track", MAPS, "png")
@@ -94,6 +96,7 @@ def test_without_outliers_what_is_defined_is_given_and_the_rest_left_empty(name,
     assert "nan" not in Path("out/table.md").read_text().lower()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [12, 20, 7])
 def test_weights_of_any_number_of_classes_are_tried_on_a_benchmark(num_classes, in_tmp):
     root = track(in_tmp / "track", MAPS, "png")

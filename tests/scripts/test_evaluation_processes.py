@@ -76,6 +76,8 @@ def together(commands, tmp_path_factory):
     return folder, printed
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ood", "track", "one_frame", "osr_sh", "osr_coco", "closed_set"])
 def test_two_processes_write_what_one_does(name, alone, together):
     folder, _ = together
@@ -98,6 +100,8 @@ def test_two_processes_write_what_one_does(name, alone, together):
         assert content == (alone / name / file).read_bytes(), file
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_one_of_two_processes_talks(commands, together):
     folder, printed = together
     for name in commands:
@@ -105,6 +109,8 @@ def test_one_of_two_processes_talks(commands, together):
     assert len([*folder.rglob("results.json")]) == len(commands)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_validation_has_the_same_figures_in_every_process(together):
     folder, _ = together
     first, second = (json.loads((folder / f"figures_{process}.json").read_text()) for process in (0, 1))
@@ -112,6 +118,8 @@ def test_a_validation_has_the_same_figures_in_every_process(together):
     assert 0 < first[0]["mIoU"] < 1 and 0 < first[1]["AP"] < 1
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_broken_file_ends_all_processes_and_is_named(street_hazards, random_weights, tmp_path):
     world = tmp_path / "world"
     for path in street_hazards.rglob("*.png"):
@@ -176,6 +184,7 @@ def test_of_equal_frames_the_earlier_is_ranked_first_whichever_came_first():
     assert re.match("best 1: frame 3, AP 100.00 %", *ranking.captioned())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ood", "osr_sh", "osr_coco", "closed_set"])
 def test_the_precision_and_the_fast_network_reach_the_evaluation(name, commands, monkeypatch, tmp_path):
     script, *flags = commands[name]
@@ -204,6 +213,7 @@ def test_the_precision_and_the_fast_network_reach_the_evaluation(name, commands,
         assert copies[precision.name == "bfloat16"] in model.modules()
 
 
+@pytest.mark.slow
 def test_bounded_figures_are_as_far_off_as_the_table_says_at_most(commands, alone, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     _, *flags = commands["one_frame"]

@@ -142,6 +142,7 @@ def rectangles(images, pasted):
 # The joint step
 
 
+@pytest.mark.slow
 def test_the_networks_step_is_the_hybrid_loss_on_patches_drawn_from_the_flow(experiment, monkeypatch):
     tried = experiment()
     model, flow = Watched(tried.model), tried.flow.double()
@@ -177,6 +178,7 @@ def test_the_networks_step_is_the_hybrid_loss_on_patches_drawn_from_the_flow(exp
     assert same(flow.state_dict(), before) and all(parameter.grad is None for parameter in flow.parameters())
 
 
+@pytest.mark.slow
 def test_the_flows_step_is_the_divergence_and_the_likelihood_of_what_its_patches_cover(experiment, monkeypatch):
     tried = experiment()
     model, flow = Watched(tried.model), tried.flow.double()
@@ -221,6 +223,7 @@ def test_the_flows_step_is_the_divergence_and_the_likelihood_of_what_its_patches
     assert terms["bits_per_dimension"].item() == pytest.approx(bits.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_flows_step_leaves_the_network_alone_and_moves_the_flow(experiment):
     tried = experiment()
     model, flow, (images, labels) = tried.model.train(), tried.flow, a_batch()
@@ -240,6 +243,7 @@ def test_the_flows_step_leaves_the_network_alone_and_moves_the_flow(experiment):
     assert after["base_dist.loc"].sub(flow_before["base_dist.loc"]).abs().max() <= 1.01e-5  # Adamax's first step is lr
 
 
+@pytest.mark.slow
 def test_a_weight_of_nothing_leaves_a_term_out(experiment):
     (images, labels), terms = a_batch(), {}
     for weight in (0.5, 1.0):
@@ -250,6 +254,7 @@ def test_a_weight_of_nothing_leaves_a_term_out(experiment):
     assert terms[0.5]["bits_per_dimension"].item() == pytest.approx(terms[1.0]["bits_per_dimension"].item() / 2)
 
 
+@pytest.mark.slow
 def test_a_flow_from_scratch_learns_faster_than_one_from_a_file(experiment, flow_file):
     for flow_state, lr in ((flow_file, 1e-5), ("none", 1e-3)):
         tried = experiment(flow_state=flow_state)
@@ -261,6 +266,7 @@ def test_a_flow_from_scratch_learns_faster_than_one_from_a_file(experiment, flow
     assert same(experiment().flow.state_dict(), filled)
 
 
+@pytest.mark.slow
 def test_a_flow_from_scratch_is_set_by_its_first_step(experiment):
     tried = experiment(flow_state="none")
     images, labels = a_batch()
@@ -273,6 +279,7 @@ def test_a_flow_from_scratch_is_set_by_its_first_step(experiment):
 # The run
 
 
+@pytest.mark.slow
 def test_every_term_of_both_steps_is_logged(trained):
     steps = steps_of(trained)
     assert len(steps) == 4
@@ -284,6 +291,7 @@ def test_every_term_of_both_steps_is_logged(trained):
     assert [line["validation"].keys() for line in log_of(trained)[2::3]] == [{"AP", "FPR95", "mIoU"}] * 2
 
 
+@pytest.mark.slow
 def test_the_flows_learning_rate_falls_after_each_epoch(trained):
     rates = [line["flow_optimizer/lr"] for line in steps_of(trained)]
     assert rates == pytest.approx([1e-5, 1e-5, 0.99e-5, 0.99e-5])
@@ -293,6 +301,7 @@ def test_the_flows_learning_rate_falls_after_each_epoch(trained):
     assert [line["lr"] for line in steps_of(trained)] == pytest.approx([1e-5, 1e-5, cosine, cosine])
 
 
+@pytest.mark.slow
 def test_the_flow_is_written_down_and_can_be_gone_on_from(trained, flow_file, experiment):
     flow = load_weights(small_flow(), trained / "final_flow.pth")
     before, after = read_weights(flow_file)["model"], flow.state_dict()
@@ -321,6 +330,8 @@ def train_apart(folder, flags, deadly):
     ldn_streethazards_finetune_flow.main(flags)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_network_flow_and_optimizers(
     trained, street_hazards, random_weights, flow_file, in_tmp
 ):
@@ -344,6 +355,7 @@ def test_a_killed_run_goes_on_to_the_same_network_flow_and_optimizers(
         assert (folder / "pictures" / epoch).read_bytes() == (trained / "pictures" / epoch).read_bytes()
 
 
+@pytest.mark.slow
 def test_pictures_and_validation_take_nothing_from_the_random_numbers_of_training(experiment, tmp_path):
     tried = experiment()
     before, pictures = torch.get_rng_state(), [tmp_path / name for name in ("one.png", "other.png")]
@@ -369,6 +381,7 @@ def test_the_same_noise_is_drawn_at_every_visit_and_the_outer_noise_goes_on():
 # What goes wrong
 
 
+@pytest.mark.slow
 def test_a_flow_that_diverges_stops_the_run_with_its_terms(
     street_hazards, random_weights, flow_file, in_tmp, monkeypatch
 ):
@@ -382,6 +395,7 @@ def test_a_flow_that_diverges_stops_the_run_with_its_terms(
     assert steps_of(Path("logs/flow"))[0]["bits_per_dimension"] is None  # JSON has no NaN
 
 
+@pytest.mark.slow
 def test_a_flow_file_that_has_diverged_is_refused_before_any_work(street_hazards, random_weights, flow_file, in_tmp):
     state = read_weights(flow_file)
     state["model"]["base_dist.loc"][:] = math.inf
@@ -391,6 +405,7 @@ def test_a_flow_file_that_has_diverged_is_refused_before_any_work(street_hazards
     assert not Path("logs").exists()
 
 
+@pytest.mark.slow
 def test_a_flow_file_that_is_not_there_or_does_not_fit_is_refused_before_any_work(
     street_hazards, random_weights, in_tmp
 ):
@@ -447,6 +462,7 @@ def test_the_numbers_of_the_cityscapes_recipe_are_the_releases():
 # DeepLabV3+
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("flow_state", ["file", "none"])
 def test_deeplab_is_fine_tuned_with_a_flow(flow_state, flow_file, in_tmp):
@@ -462,6 +478,7 @@ def test_deeplab_is_fine_tuned_with_a_flow(flow_state, flow_file, in_tmp):
     assert Path("logs/city/pictures/epoch_001.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_deeplabs_last_batch_of_one_image_is_refused_before_the_training(flow_file, in_tmp):
     root = cityscapes(in_tmp / "city", 3, (40, 64))
@@ -536,6 +553,7 @@ def test_each_process_validates_the_flow_on_its_share_of_the_images(photographs,
     assert validations[0](Looking()) == {"bits_per_dimension": 12 / 5}  # of all processes
 
 
+@pytest.mark.slow
 def test_the_trained_flow_is_a_flow_state(alone, experiment):
     assert same(experiment(flow_state=alone / "final.pth").flow.state_dict(), read_weights(alone / "final.pth"))
 
@@ -713,6 +731,7 @@ def test_a_picture_is_drawn_after_every_epoch_by_the_network_in_eval_mode(tmp_pa
     assert drawn == [(False, tmp_path / "run" / "pictures" / f"epoch_00{epoch}.png") for epoch in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_a_flow_that_diverges_when_it_draws_stops_the_run_with_the_terms_so_far(
     street_hazards, random_weights, flow_file, in_tmp, monkeypatch
 ):
@@ -731,6 +750,7 @@ def test_a_flow_that_diverges_when_it_draws_stops_the_run_with_the_terms_so_far(
         )
 
 
+@pytest.mark.slow
 def test_a_run_is_not_gone_on_with_another_flow_file(street_hazards, random_weights, flow_file, in_tmp):
     flags = flow_flags(street_hazards, random_weights["closed"], flow_file)
     ldn_streethazards_finetune_flow.main(flags)

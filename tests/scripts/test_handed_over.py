@@ -63,6 +63,7 @@ def hand_over(street_hazards, ade20k, in_tmp, monkeypatch):
     return hand_over
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [*TRAINING, train_denseflow], ids=short)
 def test_each_network_is_checkpointed_where_its_own_key_says_so(script, hand_over):
     flow = "_flow" in script.__name__
@@ -75,6 +76,7 @@ def test_each_network_is_checkpointed_where_its_own_key_says_so(script, hand_ove
                 assert found == ([value and key == "checkpointing"] + [value and key == "flow_checkpointing"] * flow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", TRAINING, ids=short)
 def test_pixels_are_counted_as_the_loss_takes_them(script, hand_over):
     labels = torch.tensor([[[0, 1, OUTLIER, IGNORE, IGNORE, IGNORE]]])
@@ -130,6 +132,7 @@ def test_process_0_is_the_first_to_scan_the_photographs(script, in_tmp, monkeypa
         script.main(["--dataroot", "COCO", "--device", "cpu", *SCANNING[script]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [

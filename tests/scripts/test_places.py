@@ -124,6 +124,7 @@ def test_an_export_says_before_the_minute_it_takes_that_its_file_cannot_be_writt
 # A disk that fills after the figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "name"), [("evaluate_ood", "pictures.png"), ("evaluate_osr_sh", "index.html")])
 def test_a_disk_that_fills_at_a_picture_leaves_the_figures(script, name, finished, monkeypatch):
     replace = os.replace
@@ -153,6 +154,7 @@ def finished(ended, street_hazards, random_weights):
     return line
 
 
+@pytest.mark.slow
 def test_figures_that_cannot_be_written_are_shown(finished, monkeypatch, capsys):
     def full(part, path):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -210,6 +212,7 @@ def test_data_that_cannot_be_read_are_one_line_that_names_them(script, flag, pla
 NEGATIVES = [script for script in TRAININGS if "--neg_images" in parser_of(script)._option_string_actions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", NEGATIVES)
 def test_negatives_that_cannot_be_read_are_one_line_that_names_them(script, places, ended, without_networks, ade20k):
     class Known(list):

@@ -119,6 +119,7 @@ def hybrid_score_by_hand(class_logits, dataset_logits):
 # Training
 
 
+@pytest.mark.slow
 def test_closed_set_training_ends_with_weights_that_load_strictly(closed_run, street_hazards):
     ladder_densenet121(K, hybrid=False).load_state_dict(torch.load(closed_run / "final.pth", weights_only=True))
     load_weights(ladder_densenet121(K, hybrid=False), closed_run / "last.pt")  # a checkpoint is a weight file, too
@@ -130,6 +131,7 @@ def test_closed_set_training_ends_with_weights_that_load_strictly(closed_run, st
     assert recipe["command"].startswith(f"python ldn_streethazards.py --dataroot {street_hazards} --exp_name closed")
 
 
+@pytest.mark.slow
 def test_the_logged_miou_of_validation_is_that_of_the_final_weights(closed_run, street_hazards):
     truth, prediction = [], []
     for image, labels, _ in StreetHazards(street_hazards, "validation"):
@@ -142,6 +144,7 @@ def test_the_logged_miou_of_validation_is_that_of_the_final_weights(closed_run, 
     assert log_of(closed_run)[-1]["validation"]["mIoU"] == pytest.approx(np.mean(slow), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_closed_set_weights_and_ends_with_hybrid_ones(closed_run, hybrid_run):
     before, after = (torch.load(run / "final.pth", weights_only=True) for run in (closed_run, hybrid_run))
     ladder_densenet121(K).load_state_dict(after)
@@ -156,6 +159,7 @@ def test_fine_tuning_starts_from_closed_set_weights_and_ends_with_hybrid_ones(cl
     assert log_of(hybrid_run)[-1]["validation"].keys() == {"AP", "FPR95", "mIoU"}
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_from_hybrid_weights(hybrid_run, street_hazards, ade20k, in_tmp):
     figures = ldn_streethazards_finetune.main(hybrid_flags(street_hazards, ade20k, hybrid_run / "final.pth"))
     assert 0 <= figures["AP"] <= 1
@@ -163,6 +167,7 @@ def test_fine_tuning_goes_on_from_hybrid_weights(hybrid_run, street_hazards, ade
     assert (before["logits_ood.conv.weight"] - after["logits_ood.conv.weight"]).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_training_changes_nothing(closed_run, street_hazards, in_tmp):
     shutil.copytree(closed_run, "logs/closed")
     ldn_streethazards.main(closed_set_flags(street_hazards, "--resume"))
@@ -171,6 +176,7 @@ def test_resuming_a_finished_training_changes_nothing(closed_run, street_hazards
     assert log_of(closed_run) == log_of(Path("logs/closed"))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_weights_data_and_negatives_that_it_began_with(
     closed_run, hybrid_run, street_hazards, ade20k, own_world, in_tmp
 ):
@@ -215,6 +221,7 @@ def test_a_run_goes_on_with_the_weights_data_and_negatives_that_it_began_with(
         resume(*given)
 
 
+@pytest.mark.slow
 def test_more_epochs_are_another_run_that_begins_with_the_weights_of_the_first(
     closed_run, hybrid_run, street_hazards, ade20k, in_tmp
 ):
@@ -233,6 +240,7 @@ def test_more_epochs_are_another_run_that_begins_with_the_weights_of_the_first(
     assert max((before[key] - after[key]).abs().max() for key in weights) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_optimizer_and_every_flag_of_the_original_reach_the_run(street_hazards, ade20k, random_weights, in_tmp):
     flags = ["--lr", "1e-4", "--lr_min", "1e-6", "--beta", "0.1", "--num_classes", "12", "--dataset", "street-hazards",
              "--ignored_are_inliers", "true", "--likelihood_margin", "-5", "--batch_size", "10"]  # fmt: skip
@@ -252,6 +260,7 @@ def test_the_flags_of_the_original_may_say_what_the_script_does_anyway(street_ha
     assert not Path("logs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["norm1", "norm.1"])
 def test_training_starts_from_a_file_of_torchvisions_weights(norm, street_hazards, in_tmp):
     torch.manual_seed(3)
@@ -315,6 +324,8 @@ def test_a_greyscale_image_in_the_training_set_is_named(own_world, in_tmp):
     assert ending.value.code.startswith(f"error: {path} is stored as a greyscale image (mode L)")
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_training_stopped_by_ctrl_c_names_the_command_that_goes_on(street_hazards, in_tmp):
     argv = closed_set_flags(street_hazards, "--workers", "2", "--epochs", "50")
     with open("output.txt", "w") as output:
@@ -336,6 +347,7 @@ def test_a_training_stopped_by_ctrl_c_names_the_command_that_goes_on(street_haza
 # Anomaly detection
 
 
+@pytest.mark.slow
 def test_every_score_of_every_frame_is_evaluated(hybrid_run, street_hazards, in_tmp, capsys):
     weights = hybrid_run / "final.pth"
     written = evaluated(street_hazards, weights, "--scores", "all", "--pooled")
@@ -386,11 +398,13 @@ def test_a_frame_without_outliers_is_left_out_of_the_mean_and_counted(own_world,
     assert not Path("out/pictures.png").exists()
 
 
+@pytest.mark.slow
 def test_the_score_of_hybrid_weights_is_the_hybrid_score(random_weights, street_hazards, in_tmp):
     results = evaluated(street_hazards, random_weights["hybrid"], "--pictures", "0")
     assert list(results["figures"]["mean_of_images"]) == ["hybrid"] and "pooled" not in results["figures"]
 
 
+@pytest.mark.slow
 def test_closed_set_weights_get_the_scores_that_need_no_dataset_head(closed_run, street_hazards, in_tmp):
     results = evaluated(street_hazards, closed_run / "final.pth", "--pictures", "2")
     assert list(results["figures"]["mean_of_images"]) == ["generative", "max_softmax", "max_logit", "entropy"]
@@ -406,6 +420,7 @@ def test_closed_set_weights_get_the_scores_that_need_no_dataset_head(closed_run,
         assert results["images"][0][score]["AUROC"] == pytest.approx(slow, abs=1e-4), score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["hybrid", "discriminative"])
 def test_a_score_that_the_weights_cannot_give_is_refused(score, random_weights, street_hazards, in_tmp):
     with pytest.raises(ValueError, match=rf"{score}.*no dataset head.*max_logit"):
@@ -420,6 +435,7 @@ def test_a_score_that_the_weights_cannot_give_is_refused_before_the_data_are_loo
         evaluate_osr_sh.main(osr_flags("nowhere", random_weights["closed"], "--score", "hybrid"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused_by_every_script(value, street_hazards, ade20k, random_weights, in_tmp):
     weights = torch.load(random_weights["hybrid"], weights_only=True)
@@ -439,6 +455,7 @@ def test_weights_that_are_no_numbers_are_refused_by_every_script(value, street_h
     assert not Path("logs").exists()
 
 
+@pytest.mark.slow
 def test_results_of_other_weights_are_not_replaced(street_hazards, random_weights, in_tmp):
     evaluate_osr_sh.main(osr_flags(street_hazards, random_weights["hybrid"], "--pictures", "0"))
     results = Path("results/evaluate_osr_sh/results.json")
@@ -479,6 +496,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_wrong_weights_are_refused(street_hazards, ade20k, in_tmp):
     torch.save({"weight": torch.ones(3)}, "wrong.pth")
     save_random_weights("cityscapes.pth", hybrid=True, num_classes=19)
@@ -529,6 +547,7 @@ def slow_open_miou(predictions, truths):
 INTERNAL = np.array([IGNORE, 0, 1, 2, IGNORE, *range(3, K), K])  # by stored value; K here for the anomaly
 
 
+@pytest.mark.slow
 def test_open_set_figures_are_those_of_a_slow_count_with_thresholds_from_the_other_town(
     hybrid_run, street_hazards, in_tmp
 ):
@@ -570,6 +589,7 @@ def test_open_set_figures_are_those_of_a_slow_count_with_thresholds_from_the_oth
         assert f" {100 * figures[town]['open_mIoU']:.2f} " in rows[town]
 
 
+@pytest.mark.slow
 def test_a_town_is_found_by_its_own_folder_whatever_the_path_to_it(own_world, random_weights, tmp_path, in_tmp):
     straight = evaluate_osr_sh.main(osr_flags(own_world, random_weights["hybrid"]))
     innocent = shutil.move(own_world, tmp_path / "t5_images_ood" / "t6")
@@ -577,6 +597,7 @@ def test_a_town_is_found_by_its_own_folder_whatever_the_path_to_it(own_world, ra
     assert again["figures"] == straight["figures"] and again["figures"].keys() == {"t5", "t6", "total"}
 
 
+@pytest.mark.slow
 def test_another_share_of_outliers_moves_the_threshold(random_weights, street_hazards, in_tmp):
     most, half_of_them = (
         evaluate_osr_sh.main(osr_flags(street_hazards, random_weights["hybrid"], "--tpr", tpr, "--folder", f"at_{tpr}"))
@@ -587,12 +608,14 @@ def test_another_share_of_outliers_moves_the_threshold(random_weights, street_ha
     assert "TPR 0.5 " in Path("at_0.5/table.md").read_text()
 
 
+@pytest.mark.slow
 def test_open_set_evaluation_of_closed_set_weights_takes_the_largest_logit(random_weights, street_hazards, in_tmp):
     assert list(evaluate_osr_sh.main(osr_flags(street_hazards, random_weights["closed"]))["calibration"]) == [
         "max_logit"
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", [["t6"], ["t5", "t6"]])
 def test_a_town_without_outliers_leaves_the_other_towns_open_set_figures_empty(
     without, own_world, random_weights, in_tmp, capsys
@@ -624,6 +647,7 @@ def test_a_town_without_outliers_leaves_the_other_towns_open_set_figures_empty(
 # Real pictures
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DENSEHYBRID_DATA" not in os.environ, reason="DENSEHYBRID_DATA names no folder of real pictures")
 def test_real_frames_are_scored(random_weights, in_tmp):
     whole, part = Path(os.environ["DENSEHYBRID_DATA"], "street_hazards").resolve(), Path("part").resolve()

@@ -78,6 +78,7 @@ FLAGS = {script: ["--neg_dataroot", "--neg_images"] for script in TRAININGS if s
 CASES = [(*case, negatives) for case in READING for negatives in FLAGS.get(case[0], [None])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "name", "more", "negatives"), CASES)
 def test_a_script_reads_every_data_set_up_to_its_flag(script, name, more, negatives, in_tmp, monkeypatch):
     limits = []
@@ -115,6 +116,7 @@ def test_folders_of_any_photographs_have_the_same_flag(in_tmp, capsys):
     assert "4 over 191 pixels, the limit (--max_pixels) (" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["--folder", "--check"])
 def test_score_maps_are_of_pictures_up_to_the_flag(mode, in_tmp, monkeypatch):
     root = make("static", in_tmp / "data")

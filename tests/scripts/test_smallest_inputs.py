@@ -40,6 +40,7 @@ def test_a_network_takes_its_smallest_side_and_nothing_below(name):
             assert not runs(network, least - 1, 70) and not runs(network, 70, least - 1)
 
 
+@pytest.mark.slow
 def test_deeplab_takes_a_single_pixel():
     model = deeplabv3plus(19).eval()
     assert smallest_side(model) == 1 and runs(model, 1, 1) and runs(model, 1, 30)

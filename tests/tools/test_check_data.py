@@ -87,6 +87,7 @@ def test_pairs_and_modes_that_are_taken_are_the_data_sets_own(tmp_path):
         assert bool(results["warnings"]) == (mode == "F")
 
 
+@pytest.mark.processes
 def test_several_processes_find_the_same(tmp_path):
     root = make("street-hazards", tmp_path)
     write(root / "train/annotations/training/t1/0.png", labels_of(0))
@@ -501,6 +502,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_folders_can_be_used(name, tmp_path):
     whole = Path(os.environ.get("DENSEHYBRID_DATA", ""), REAL[name]).resolve()

@@ -80,6 +80,7 @@ def small(monkeypatch):
     put_in_place(monkeypatch, {"models.deeplabv3plus": narrow_deeplab, "models.segmenter": small_segmenter})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 3, 90, 160), (2, 3, 161, 67)])
 def test_ldn_gives_torchs_outputs_at_other_sizes_than_the_traced_one(short_ldn, size):
     model, path, _ = short_ldn
@@ -93,6 +94,7 @@ def test_ldn_gives_torchs_outputs_at_other_sizes_than_the_traced_one(short_ldn, 
     assert_close(outputs["hybrid_score"], hybrid_score(class_logits, dataset_logits))
 
 
+@pytest.mark.slow
 def test_the_file_names_its_input_and_no_place_on_this_machine(short_ldn):
     _, path, differences = short_ldn
     graph = onnx.load(path).graph
@@ -111,6 +113,7 @@ def test_the_file_names_its_input_and_no_place_on_this_machine(short_ldn):
     assert max(max(of_outputs.values()) for of_outputs in differences.values()) <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_deeplab_of_closed_set_weights_gives_the_max_logit_score(tmp_path):
     model = NETWORKS["deeplabv3plus"].build(7, False).eval()
@@ -127,6 +130,7 @@ def test_deeplab_of_closed_set_weights_gives_the_max_logit_score(tmp_path):
         assert_close(outputs["max_logit_score"], max_logit_score(class_logits))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_segmenter_pads_and_resizes_its_positions_at_any_size(tmp_path):
     model = NETWORKS["segmenter"].build(5, True, 3, "linear").eval()
@@ -152,6 +156,7 @@ class PooledToAGrid(nn.Module):
         return F.adaptive_avg_pool2d(image, (4, max(1, round(4 * width / height))))
 
 
+@pytest.mark.slow
 def test_the_grids_of_the_pyramid_are_torchs_for_every_shape_of_features(tmp_path):
     path = tmp_path / "pooled.onnx"
     export_onnx.write_onnx(PooledToAGrid(), path)
@@ -179,6 +184,7 @@ class Halved(nn.Module):
         return self.factor * images, images[:, :2]
 
 
+@pytest.mark.slow
 def test_a_file_that_does_other_than_torch_is_reported(tmp_path):
     model = export_onnx.Scored(Halved()).eval()
     path = tmp_path / "halved.onnx"
@@ -196,6 +202,7 @@ def test_a_file_that_does_other_than_torch_is_reported(tmp_path):
         export_onnx.check_onnx(model, path)
 
 
+@pytest.mark.slow
 def test_a_file_whose_check_fails_is_not_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(export_onnx, "open_network", lambda *args: Halved())
     monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)

@@ -99,6 +99,7 @@ def check_made(track, tmp_path, capsys):
 # What is written
 
 
+@pytest.mark.slow
 def test_smiyc_gets_a_float16_map_of_each_frame_in_the_benchmarks_tree(track, tmp_path, random_weights, capsys):
     folder, weights = tmp_path / "out", random_weights["hybrid"]
     results = export("smiyc", track / "images", folder, weights)
@@ -121,6 +122,7 @@ def test_smiyc_gets_a_float16_map_of_each_frame_in_the_benchmarks_tree(track, tm
     assert f"{results['levels']:,} computed, {kept:,} stored" in told
 
 
+@pytest.mark.slow
 def test_fishyscapes_gets_a_float32_map_by_the_frames_digits(static, tmp_path, random_weights):
     folder = tmp_path / "out"
     results = export("fishyscapes", static, folder, random_weights["hybrid"])
@@ -149,6 +151,7 @@ def test_two_images_with_one_map_are_refused(track, tmp_path, random_weights):
         export("smiyc", track / "images", tmp_path / "out", random_weights["hybrid"])
 
 
+@pytest.mark.slow
 def test_what_was_written_passes_the_check(track, static, tmp_path, random_weights):
     for benchmark, root in (("smiyc", track / "images"), ("fishyscapes", static)):
         export(benchmark, root, tmp_path / benchmark, random_weights["hybrid"])
@@ -160,6 +163,7 @@ def test_what_was_written_passes_the_check(track, static, tmp_path, random_weigh
         assert found == [None] * len(images) and found
 
 
+@pytest.mark.slow
 def test_an_interrupted_export_goes_on_and_mends_what_is_damaged(track, tmp_path, random_weights, monkeypatch):
     folder, images, weights = tmp_path / "out", track / "images", random_weights["hybrid"]
     whole = tmp_path / "whole"
@@ -188,6 +192,7 @@ def test_an_interrupted_export_goes_on_and_mends_what_is_damaged(track, tmp_path
     assert export("smiyc", images, folder, weights)["written"] == 0
 
 
+@pytest.mark.slow
 def test_other_settings_and_foreign_files_are_refused(track, tmp_path, random_weights):
     images, weights = track / "images", random_weights["hybrid"]
     export("smiyc", images, tmp_path / "out", weights)
@@ -213,6 +218,7 @@ def test_label_maps_among_the_images_are_left_out(track, static, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_the_shift_is_subtracted_and_a_good_one_is_told(track, tmp_path, random_weights, capsys):
     images, weights = track / "images", random_weights["hybrid"]
     export("smiyc", images, tmp_path / "plain", weights)

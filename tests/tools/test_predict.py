@@ -114,6 +114,7 @@ def passes(monkeypatch):
 # What is written
 
 
+@pytest.mark.slow
 def test_every_file_is_what_the_network_says(photographs, random_weights):
     logits = {name: logits_of(random_weights["hybrid"], values(path)) for name, path in photographs.items()}
     scores = {name: hybrid_by_hand(*both) for name, both in logits.items()}
@@ -154,6 +155,7 @@ def test_every_file_is_what_the_network_says(photographs, random_weights):
         assert (legend == colour).all(1).sum() > 200
 
 
+@pytest.mark.slow
 def test_a_score_equal_to_the_threshold_is_unknown(photographs, random_weights):
     run(random_weights["hybrid"], "--raw", "npy")
     scores = np.load("out/score/a.png.npy")
@@ -204,6 +206,7 @@ def test_a_smaller_side_for_the_network_leaves_results_at_the_size_of_the_input(
     assert (values("out/closed/wide.png.png") == closed).mean() > 0.98
 
 
+@pytest.mark.slow
 def test_tiles_give_the_scores_of_tiles(in_tmp, random_weights):
     draw("in/wide.png", 40, 96)
     run(random_weights["hybrid"], "--tile", "48", "--tile_overlap", "16", "--raw", "npy")
@@ -246,6 +249,7 @@ def test_segmenter_slides_over_enlarged_photographs(segmenter_weights):
     assert settings["class_names"] == list(COCO20.class_colours) and settings["unknown"] == 20
 
 
+@pytest.mark.slow
 def test_nineteen_classes_of_ldn121_are_asked_for(photographs):
     save_random_weights("smiyc.pth", hybrid=True, num_classes=19)
     with pytest.raises(ValueError, match=r"smiyc\.pth does not fit .*--classes street-hazards: 12 classes"):
@@ -262,6 +266,7 @@ def test_nineteen_classes_of_ldn121_are_asked_for(photographs):
 # Runs that stop, and folders of earlier ones
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_does_only_the_rest(photographs, random_weights, passes, monkeypatch, capsys):
     run(random_weights["hybrid"])
     whole = {path.relative_to("out"): path.read_bytes() for path in Path("out").rglob("*.png")}
@@ -297,6 +302,7 @@ def test_an_interrupted_run_does_only_the_rest(photographs, random_weights, pass
     assert "a.png" in run(random_weights["hybrid"]) and len(passes) == 6
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(photographs, random_weights):
     lines = run(random_weights["hybrid"], "--threshold", "1")
     for more, told in (
@@ -323,6 +329,7 @@ def test_damaged_settings_are_told_in_one_line(content, in_tmp):
     assert message_of(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 0.5])
 def test_a_result_that_is_empty_or_cut_short_is_done_anew(kept, photographs, random_weights, passes):
     run(random_weights["hybrid"])
@@ -335,6 +342,7 @@ def test_a_result_that_is_empty_or_cut_short_is_done_anew(kept, photographs, ran
     assert path.read_bytes() == whole and len(passes) - count == 2  # that of the line without a status, too
 
 
+@pytest.mark.slow
 def test_results_whose_sizes_were_not_noted_are_made_anew_and_that_is_said(photographs, random_weights, passes, capsys):
     lines, report = run(random_weights["hybrid"]), Path("out/report.jsonl")
     path, count = Path("out/closed/b/c.png.png"), len(passes)
@@ -350,6 +358,7 @@ def test_results_whose_sizes_were_not_noted_are_made_anew_and_that_is_said(photo
     assert "older version" not in capsys.readouterr().out and len(passes) - count == len(lines)
 
 
+@pytest.mark.slow
 def test_earlier_results_inside_the_input_are_no_inputs(photographs, random_weights, capsys):
     lines = run(random_weights["hybrid"])
     shutil.move("out", "in/b/earlier")
@@ -357,12 +366,14 @@ def test_earlier_results_inside_the_input_are_no_inputs(photographs, random_weig
     assert "in/b/earlier holds results of tools.predict, which are left out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_content_is_refused(photographs, random_weights):
     draw("out/heat/mine.png")
     with pytest.raises(FileExistsError, match=r"out was not made by predict, having no settings\.json but heat"):
         run(random_weights["hybrid"])
 
 
+@pytest.mark.slow
 def test_a_bad_file_costs_only_its_own_line(photographs, random_weights, passes):
     whole = Path("in/a.png").read_bytes()
     Path("in/a.png").write_bytes(whole[: len(whole) // 2])
@@ -382,6 +393,7 @@ def test_a_bad_file_costs_only_its_own_line(photographs, random_weights, passes)
     assert lines["a.png"]["status"] == "done" and len(passes) == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_became_bad_leaves_no_earlier_result(photographs, random_weights):
     run(random_weights["hybrid"])
     Path("in/a.png").write_text("no picture any more")
@@ -390,6 +402,7 @@ def test_a_file_that_became_bad_leaves_no_earlier_result(photographs, random_wei
     assert not list(Path("out").rglob("a.png.*")) and report()["a.png"]["status"] == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [246, 251])
 def test_a_name_too_long_for_a_result_costs_only_its_own_line(length, photographs, random_weights):
     draw(f"in/{length * 'x'}.png")
@@ -399,6 +412,7 @@ def test_a_name_too_long_for_a_result_costs_only_its_own_line(length, photograph
     assert [line["status"] for line in report().values()].count("done") == 3
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_stops_the_run_with_the_way_out(photographs, random_weights):
     Path("out").mkdir()
     run(random_weights["hybrid"])
@@ -417,6 +431,7 @@ def test_scores_that_are_no_numbers_are_no_result(photographs, random_weights):
     assert all("not finite" in line["reason"] for line in report().values())
 
 
+@pytest.mark.slow
 def test_a_picture_that_memory_does_not_suffice_for_costs_only_its_own_line(photographs, random_weights, monkeypatch):
     def too_large(score_name, *logits):
         if logits[0].shape[3] == 45:
@@ -431,6 +446,8 @@ def test_a_picture_that_memory_does_not_suffice_for_costs_only_its_own_line(phot
     assert [line["status"] for line in report().values()].count("done") == 2
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_more_than_some_predictions_are_kept(workers, in_tmp, random_weights, monkeypatch):
     for number in range(12):
@@ -448,6 +465,7 @@ def test_no_more_than_some_predictions_are_kept(workers, in_tmp, random_weights,
     assert len(most) == 12 and max(most) <= workers + 3
 
 
+@pytest.mark.slow
 def test_loader_processes_change_no_result(photographs, random_weights):
     Path("in/bad.png").write_text("no picture")
     results = []
@@ -551,6 +569,7 @@ def test_a_pipe_is_no_input(in_tmp, random_weights):
         run(random_weights["hybrid"], source="pipe.jpg")
 
 
+@pytest.mark.slow
 def test_the_limit_of_size_is_raised_by_its_flag_in_the_same_folder(in_tmp, random_weights):
     draw("in/a.png", 36, 44)
     with pytest.raises(SystemExit, match=r"claims 44x36 pixels, more than the 1,583 that are read; .*--max_pixels"):
@@ -558,6 +577,7 @@ def test_the_limit_of_size_is_raised_by_its_flag_in_the_same_folder(in_tmp, rand
     assert run(random_weights["hybrid"], "--max_pixels", "1584")["a.png"]["status"] == "done"
 
 
+@pytest.mark.slow
 def test_results_behind_a_link_are_no_inputs(in_tmp, random_weights):
     draw("in/a.png")
     Path("in/done").symlink_to(in_tmp / "out")
@@ -612,6 +632,7 @@ def test_free_memory_is_no_more_than_the_machine_has():
     assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@pytest.mark.slow
 def test_pictures_of_one_stem_stay_apart_and_results_are_no_inputs(in_tmp, random_weights, passes, monkeypatch):
     for name, size in {"a.png": (20, 30), "a.jpg": (20, 31), "a.jpg.png": (20, 32), "A/a.PNG": (20, 33)}.items():
         draw(f"in/{name}", *size)
@@ -663,6 +684,7 @@ def test_a_wrong_command_line_is_refused(more, told, photographs, random_weights
 # Thresholds from evaluations
 
 
+@pytest.mark.slow
 def test_the_threshold_of_pooled_pixels_is_taken_from_evaluate_ood(street_hazards, random_weights, in_tmp, capsys):
     weights = str(random_weights["hybrid"])
     world = ["--dataroot", str(street_hazards), "--dataset", "street-hazards", "--params", weights,
@@ -700,6 +722,7 @@ def test_the_threshold_of_pooled_pixels_is_taken_from_evaluate_ood(street_hazard
         run(random_weights["hybrid"], "--calibration", "images/results.json", source=source)
 
 
+@pytest.mark.slow
 def test_the_lower_of_two_towns_thresholds_is_taken_from_evaluate_osr_sh(street_hazards, random_weights, in_tmp):
     results = evaluate_osr_sh.main(["--dataroot", str(street_hazards), "--model", str(random_weights["hybrid"]),
                                     "--device", "cpu", "--workers", "0", "--folder", "osr"])  # fmt: skip
@@ -710,6 +733,7 @@ def test_the_lower_of_two_towns_thresholds_is_taken_from_evaluate_osr_sh(street_
         predict.read_calibration(Path("osr/results.json"), "entropy", random_weights["hybrid"])
 
 
+@pytest.mark.slow
 def test_the_threshold_is_taken_from_evaluate_osr_coco(segmenter_weights):
     coco_names(Path("coco"))
     for name, values in (("known", [0]), ("unknown", [7])):

@@ -29,6 +29,8 @@ def runs(in_tmp, street_hazards, random_weights):
     return ["--config", str(path), "--folder", str(in_tmp / "out")]
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_every_table_is_evaluated_by_its_script_and_stands_on_one_page(runs, in_tmp, capsys, monkeypatch):
     tables = reproduce_tables.main(runs)
     page, text = (in_tmp / "out" / "index.html").read_text(), (in_tmp / "out" / "tables.md").read_text()
@@ -56,6 +58,8 @@ def test_every_table_is_evaluated_by_its_script_and_stands_on_one_page(runs, in_
     assert reproduce_tables.main(runs) == tables and started == ["evaluate_osr_sh.py"]
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_table_that_fails_leaves_the_others_and_is_named(runs, in_tmp, capsys):
     runs_of = yaml.safe_load((in_tmp / "tables.yaml").read_text())
     (in_tmp / "none.pth").write_bytes(b"no weights")
