@@ -132,6 +132,7 @@ def raised_names(path):
                     yield base.id, f"{path.relative_to(PROJECT)}, class {node.name}"
 
 
+@pytest.mark.slow
 def test_no_code_raises_a_builtin_error_where_a_user_is_to_be_told():
     rooms = ("data", "engine", "losses", "methods", "metrics", "models", "tools", "demo")
     files = [path for room in rooms for path in PROJECT.glob(f"{room}/**/*.py")]

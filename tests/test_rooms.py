@@ -79,6 +79,7 @@ def test_nothing_moves_itself_to_the_gpu():
                 assert called != "cuda", f"{name(path)}, line {node.lineno}: take .to(device), which --device chooses"
 
 
+@pytest.mark.slow
 def test_no_test_file_imports_another():
     """What several of them need is in tests/support/"""
     files = {path for path in FILES if path.is_relative_to(PROJECT / "tests")}

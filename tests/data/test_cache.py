@@ -139,6 +139,7 @@ def test_what_is_written_to_a_sample_does_not_reach_its_copy(frame, tmp_path):
         labels.fill_(3)
 
 
+@pytest.mark.slow
 def test_a_copy_is_mapped_and_only_the_rows_that_are_looked_at_are_read(tmp_path):
     if not Path("/proc/self/smaps").exists():
         pytest.skip("what a process has read of a mapped file is told by Linux")
@@ -380,6 +381,7 @@ def test_photographs_of_negatives_are_kept_with_and_without_label_maps(tmp_path,
     assert read == ["a.png", "a.png"] + ["a.png", "a.png"] * 2 + ["a.png"]  # without label maps it may be turned
 
 
+@pytest.mark.slow
 def test_street_scenes_with_negatives_are_the_same_from_copies(street_hazards, ade20k, tmp_path):
     def samples(cache):
         transform = train_transform(40, (0.5, 2.0), MEAN, with_content=True)

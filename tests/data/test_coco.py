@@ -284,6 +284,7 @@ def test_a_damaged_list_is_made_anew(damage, coco, capsys):
     assert file.read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_processes_find_what_one_finds(tmp_path):
     kinds = list(MAPS)
@@ -417,6 +418,7 @@ def real_coco(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_real_photographs_pass_the_rules(real_coco):
     assert len(list((real_coco / "labels/train2017").iterdir())) == 100

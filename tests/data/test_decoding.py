@@ -290,6 +290,7 @@ def parts_of(content):
     return parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_a_png_file_is_refused_where_pillows_verify_or_load_refuses_it(mode, tmp_path, capfd):
     path = tmp_path / "a.png"

@@ -45,6 +45,7 @@ def test_real_streets_hold_known_classes_and_anomalies_only_in_test(real_data):
     assert len(StreetHazards(real_data / "street_hazards", "test")) == 75
 
 
+@pytest.mark.slow
 def test_real_negatives_are_pasted_into_real_streets(real_data):
     torch.manual_seed(0)
     photographs = ADE20K(real_data / "ade20k")

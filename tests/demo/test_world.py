@@ -48,6 +48,7 @@ def test_the_same_seed_writes_the_same_bytes(world, tmp_path):
     assert contents(tmp_path) == contents(world)
 
 
+@pytest.mark.slow
 def test_another_seed_draws_another_world(world, tmp_path):
     draw_street_hazards(tmp_path, training=1, validation=0, test=0, seed=4, **SIZE)
     draw_negatives(tmp_path, count=1, seed=4, **SIZE)

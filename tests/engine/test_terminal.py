@@ -68,6 +68,7 @@ def test_frames_of_odd_names_are_evaluated_to_the_last_page(script, odd_world, r
     assert r"stra\udcdfe.png" in page and "Straße 字.png" in page
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_pictures_of_odd_names_are_predicted_and_told(in_tmp, random_weights):
     Path("in").mkdir()
@@ -228,6 +229,7 @@ def test_curves_leave_a_matplotlib_alone_that_was_there_before():
 # Systems
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_at_the_start_that_windows_lacks():
     lacking = {"resource", "fcntl", "pwd", "grp", "termios", "pty", "syslog"}
     for path in FILES:

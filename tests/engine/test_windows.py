@@ -55,6 +55,7 @@ def test_every_pixel_is_covered_and_in_its_place():
         assert max(shape[0] for shape in network.shapes) <= number * at_a_time
 
 
+@pytest.mark.slow
 def test_enlarged_images_are_seen_through_whole_windows_and_come_back_at_their_size():
     strips = [(1, 100, 8, 5, 4, 2), (100, 1, 8, 5, 4, 2)]
     for height, width, window, stride, at_a_time, number in [*random_cases(30), *strips]:

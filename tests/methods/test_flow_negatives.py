@@ -28,7 +28,7 @@ def negatives(monkeypatch, in_tmp):
 
     def make(flow_state="flow.pth", per_image=1, **changes):
         recipe, _ = read_recipe("dlv3_cityscapes_finetune_flow", FlowRecipe, SIDES | changes)
-        return FlowNegatives(flow_state, recipe, Run(Path("run"), CPU, record={}), per_image)
+        return FlowNegatives(flow_state, recipe, Run(Path("run"), CPU, record={}), per_image=per_image)
 
     return make
 

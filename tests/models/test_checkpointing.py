@@ -62,6 +62,7 @@ def test_outputs_gradients_and_statistics_are_the_same_with_less_kept(build, net
     assert less < 0.5 * memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["ladder_densenet121", "deeplabv3plus"])
 def test_running_statistics_are_updated_once_a_step(build, network):
     model = build(network, True)
@@ -95,6 +96,7 @@ def test_under_bfloat16_autocast_gradients_are_the_same(build, network):
     assert_same(found[True], found[False])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_frozen_network_sends_its_gradient_to_the_images_alone(build, network):
     found = {}
@@ -130,6 +132,7 @@ def test_a_network_is_not_checkpointed_unless_asked(build, network, no_second_ti
     stepped(build(network, False), images_of(network))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [ladder_densenet121, deeplabv3plus, segmenter])
 def test_the_option_changes_no_key(network):
     with torch.device("meta"):

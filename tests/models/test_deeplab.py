@@ -161,6 +161,7 @@ def test_batchnorm_is_pytorchs_default_but_for_the_dataset_head():
     assert {(norm.momentum, norm.eps) for norm in norms.values()} == {(0.1, 1e-5)}
 
 
+@pytest.mark.slow
 def test_final_starts_from_kaiming_normal():
     model = deeplabv3plus(19, hybrid=False)
     for index, fan_in in ((0, 304 * 9), (3, 256 * 9), (6, 256)):

@@ -117,6 +117,7 @@ def test_both_kinds_of_released_files_are_loaded_strictly(prefix, tmp_path):
     assert all(value.equal(state[key]) for key, value in flow.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "flow.pt"
     state = small_flow().float().state_dict()
@@ -528,6 +529,7 @@ def test_that_norms_were_set_is_remembered_until_others_are_loaded():
     assert not flow.is_initialized()
 
 
+@pytest.mark.slow
 def test_unchecked_samples_are_those_that_are_checked():
     flow = small_flow()
     torch.manual_seed(4)

@@ -111,6 +111,7 @@ def test_a_closed_set_network_gives_its_class_logits(networks, network, fast):
         assert_same(fast(model)(images), model(images))
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_the_released_code():
     model = ladder_densenet121(12)
     model.load_state_dict(golden_state_dict(model.state_dict()))
@@ -169,6 +170,7 @@ def test_the_copy_of_a_network_in_training_is_in_eval_mode_and_learns_nothing(ne
         assert_same(ours, theirs)
 
 
+@pytest.mark.slow
 def test_only_norms_that_cannot_be_folded_are_left(networks):
     def norms(network):
         return [n for n, m in fast_inference(networks(network)).named_modules() if isinstance(m, nn.BatchNorm2d)]
@@ -311,6 +313,7 @@ def assert_as_near_as_autocast(errors):
     assert ours <= 1.3 * autocast
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("network", ["ladder_densenet121", "deeplabv3plus"])
 def test_a_narrow_copy_is_as_near_to_float32_as_autocast(networks, network, dtype):

@@ -33,6 +33,7 @@ OUTPUTS = sorted(path.stem for path in GOLDEN.glob("ldn121_*.npz"))
 # LDN-121 against the released checkpoints' layouts and the released code's outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_layout_is_that_of_the_released_checkpoint(name):
     layout = json.loads((GOLDEN / f"{name}.layout.json").read_text())

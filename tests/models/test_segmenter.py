@@ -134,6 +134,7 @@ def constants(shapes):
     return {key: torch.tensor(float(zlib.crc32(key.encode()) % 1000)).expand(shape) for key, shape in shapes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("is_hybrid", "layout"), [(True, "segmenter_hybrid_20"), (False, "segmenter_20")])
 def test_released_files_load_strictly(is_hybrid, layout, tmp_path):
     released = constants(json.loads((GOLDEN / f"{layout}.layout.json").read_text()))
@@ -389,6 +390,7 @@ def test_the_light_head_is_a_norm_and_a_linear_layer_on_each_patch():
         torch.testing.assert_close(model(images)[1], expected)
 
 
+@pytest.mark.slow
 def test_what_the_dataset_heads_cost():
     parameters, flops = {}, {}
     for kind in KINDS:
@@ -428,6 +430,7 @@ def imagenet_shapes():
     return shapes | {"pos_embed": [1, 577, 768]}
 
 
+@pytest.mark.slow
 def test_an_imagenet_vit_fills_the_encoder_alone_with_its_positions_resized(tmp_path):
     torch.manual_seed(0)
     imagenet = constants(imagenet_shapes()) | {"pos_embed": torch.randn(1, 577, 768)}

@@ -36,6 +36,7 @@ def pytorchs(maps, size, align_corners):
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("small", "large"), SIZES, ids=str)
 def test_the_gradient_is_that_of_pytorch(small, large):
     for channels, layout, align_corners in itertools.product([1, 3, 70], LAYOUTS, [False, True]):

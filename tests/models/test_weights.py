@@ -104,6 +104,7 @@ def test_a_hybrid_file_is_refused_by_a_closed_set_model(tmp_path):
         load_weights(ladder_densenet121(12, hybrid=False), path)
 
 
+@pytest.mark.slow
 def test_a_new_head_may_be_missing_and_keeps_its_initial_weights(tmp_path):
     closed_set = ladder_densenet121(12, hybrid=False).state_dict()
     path = saved(closed_set, tmp_path / "closed.pth")
@@ -297,6 +298,7 @@ def as_published(state_dict):
     return {re.sub(r"(denselayer\d+\.)(norm|conv)([12])\.", r"\1\2.\3.", key): v for key, v in kept.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", [dict, as_published])
 def test_the_backbone_gets_exactly_the_imagenet_values(spelling, imagenet, tmp_path):
     written = spelling(imagenet)

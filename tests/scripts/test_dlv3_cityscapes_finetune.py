@@ -77,6 +77,7 @@ def test_a_missing_weight_file_is_an_error_that_names_its_source(ade20k, in_tmp)
     assert not Path("logs").exists()
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_image_is_refused_before_the_training(narrow, ade20k, in_tmp):
     root = cityscapes(in_tmp / "city", 3, SIZE)
     with pytest.raises(ValueError, match="--drop_last true"):

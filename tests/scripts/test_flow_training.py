@@ -516,6 +516,7 @@ def alone(photographs, tmp_path_factory):
         return Path("logs/alone").resolve()
 
 
+@pytest.mark.slow
 def test_training_the_flow_lowers_the_bits_per_dimension(alone):
     figures = [line["validation"]["bits_per_dimension"] for line in log_of(alone) if "validation" in line]
     bits = [line["bits_per_dimension"] for line in steps_of(alone)]
@@ -567,6 +568,7 @@ def test_the_learning_rate_rises_step_by_step_and_falls_epoch_by_epoch(alone):
     assert [line["lr"] for line in steps_of(alone)] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_of_the_flow_ends_with_the_same_weights(
     alone, photographs, in_tmp, monkeypatch, capsys
 ):
@@ -592,6 +594,7 @@ def test_an_interrupted_training_of_the_flow_ends_with_the_same_weights(
     assert steps_of(Path("logs/alone")) == steps_of(alone)
 
 
+@pytest.mark.slow
 def test_the_flow_learns_from_the_training_images_of_a_data_set(street_hazards, in_tmp):
     flags = alone_flags("--dataset", "street-hazards", "--dataroot", str(street_hazards), "--epochs", "3")
     train_denseflow.main([*flags, "--batch_size", "3", "--warmup_steps", "0", "--checkpointing", "true"])

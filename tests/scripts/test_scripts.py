@@ -280,6 +280,7 @@ def test_training_starts_from_a_file_of_torchvisions_weights(norm, street_hazard
         torch.testing.assert_close(trained[f"backbone.{key}"], weights[spelling], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_missing_folder_is_named_and_leaves_no_run(split, own_world, random_weights, in_tmp):
     shutil.rmtree(own_world / split)
@@ -386,6 +387,7 @@ def test_every_score_of_every_frame_is_evaluated(hybrid_run, street_hazards, in_
         assert sheet.size[0] > 4 * 320
 
 
+@pytest.mark.slow
 def test_a_frame_without_outliers_is_left_out_of_the_mean_and_counted(own_world, random_weights, in_tmp):
     path = own_world / "test" / "annotations" / "test" / "t5" / "0000.png"
     labels = np.array(Image.open(path))

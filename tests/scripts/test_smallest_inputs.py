@@ -29,6 +29,7 @@ def runs(model, height, width):
     return all(output.shape[2:] == (height, width) and output.isfinite().all() for output in outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_takes_its_smallest_side_and_nothing_below(name):
     model = NETWORKS[name]()

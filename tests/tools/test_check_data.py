@@ -87,6 +87,7 @@ def test_pairs_and_modes_that_are_taken_are_the_data_sets_own(tmp_path):
         assert bool(results["warnings"]) == (mode == "F")
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_several_processes_find_the_same(tmp_path):
     root = make("street-hazards", tmp_path)

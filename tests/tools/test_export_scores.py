@@ -134,6 +134,7 @@ def test_fishyscapes_gets_a_float32_map_by_the_frames_digits(static, tmp_path, r
         np.testing.assert_allclose(stored, scores, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_frames_without_four_digits_are_numbered_in_order_and_the_numbers_explained(tmp_path, random_weights):
     for name in ("b/0100_leftImg8bit.png", "a/0003_x.png", "a/00041_x.png"):
         write(tmp_path / "images" / name, noise(*SIZE, 1))

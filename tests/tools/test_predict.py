@@ -169,6 +169,7 @@ def test_a_score_equal_to_the_threshold_is_unknown(photographs, random_weights):
     assert not Path("out/score").exists()
 
 
+@pytest.mark.slow
 def test_without_a_threshold_there_is_no_open_set_and_overlays_show_heat(photographs, random_weights, capsys):
     lines = run(random_weights["closed"])
     assert not Path("out/open").exists() and lines["a.png"]["unknown_share"] is None
@@ -191,6 +192,7 @@ def test_equal_scores_can_be_recovered_from_a_png_too(tmp_path):
     np.testing.assert_array_equal(back, np.full((2, 3), np.float32(-1.1)))
 
 
+@pytest.mark.slow
 def test_a_smaller_side_for_the_network_leaves_results_at_the_size_of_the_input(in_tmp, random_weights, passes):
     draw("in/wide.png", 80, 96)
     lines = run(random_weights["hybrid"], "--max_side", "48", "--raw", "npy")
@@ -422,6 +424,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_with_the_way_out(photogra
         run(random_weights["hybrid"])
 
 
+@pytest.mark.slow
 def test_scores_that_are_no_numbers_are_no_result(photographs, random_weights):
     weights = torch.load(random_weights["hybrid"], weights_only=True)
     weights["logits.conv.weight"][:] = 3e38  # whose products are infinite
@@ -503,6 +506,7 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
         read_photograph(tmp_path / "a.tif", True)
 
 
+@pytest.mark.slow
 def test_a_photograph_is_turned_as_its_camera_was(in_tmp, random_weights):
     upright = np.zeros((20, 30, 3), np.uint8)
     upright[:5] = 200  # sky
@@ -522,6 +526,7 @@ def test_a_photograph_is_turned_as_its_camera_was(in_tmp, random_weights):
     assert values("out/closed/turned.png.png").tolist() == values("out/closed/plain.png.png").tolist()
 
 
+@pytest.mark.slow
 def test_results_of_tiny_pictures_have_their_size(in_tmp, random_weights):
     sizes = {"dot.png": (1, 1), "line.png": (1, 40), "small.png": (31, 5), "just.png": (32, 32)}
     for name, size in sizes.items():
@@ -617,6 +622,7 @@ def test_a_strip_that_segmenter_would_enlarge_beyond_memory_is_told(monkeypatch)
         predict.check_memory(2, 100000, "segmenter", 20, None, None)
 
 
+@pytest.mark.slow
 def test_a_picture_for_which_memory_does_not_suffice_leaves_the_others_be(photographs, random_weights, monkeypatch):
     draw("in/a.png", 36, 4000)
     monkeypatch.setattr(predict, "free_memory", lambda: 30_000_000)
