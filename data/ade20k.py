@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.files import LabelledImages, label_table, pair_files
+from data.files import LabelledImages, Pairs, label_table, pair_files
 
 
 class ADE20K(LabelledImages):
@@ -19,11 +19,14 @@ class ADE20K(LabelledImages):
         cache: str | Path | None = None,
         max_pixels: int | None = None,
     ):
-        root = Path(root)
-        pairs = pair_files(
-            root / "images" / split,
-            root / "annotations" / split,
+        super().__init__(Path(root), self.list_pairs(root, split), cache=cache, max_pixels=max_pixels)
+
+    @staticmethod
+    def list_pairs(root: str | Path, split: str = "training") -> Pairs:
+        """The split's files; raises as pair_files does."""
+        return pair_files(
+            Path(root, "images", split),
+            Path(root, "annotations", split),
             hint="--neg_dataroot is the folder ADEChallengeData2016, which holds images/ and annotations/",
             image_pattern="*.jpg",
         )
-        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.files import LabelledImages, label_table, pair_files
+from data.files import LabelledImages, Pairs, label_table, pair_files
 from data.transforms import Transform
 from labels import IGNORE
 
@@ -52,12 +52,15 @@ class Cityscapes(LabelledImages):
         cache: str | Path | None = None,
         max_pixels: int | None = None,
     ):
-        root = Path(root)
-        pairs = pair_files(
-            root / "leftImg8bit" / split,
-            root / "gtFine" / split,
+        super().__init__(Path(root), self.list_pairs(root, split), transform, cache, max_pixels)
+
+    @staticmethod
+    def list_pairs(root: str | Path, split: str) -> Pairs:
+        """The split's files; raises as pair_files does."""
+        return pair_files(
+            Path(root, "leftImg8bit", split),
+            Path(root, "gtFine", split),
             hint="--dataroot is Cityscapes' folder, which holds leftImg8bit/ and gtFine/",
             image_pattern="*_leftImg8bit.png",
             label_suffix="_gtFine_labelIds.png",
         )
-        super().__init__(root, pairs, transform, cache, max_pixels)

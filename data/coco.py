@@ -2,18 +2,14 @@
 
 import hashlib
 import os
-import signal
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.decoding import MAX_PIXELS
-from data.files import LabelledImages, label_table, pair_files, read_labels
+from data.files import LabelledImages, Pairs, label_table, pair_files, read_labels
 from data.transforms import Transform
-from errors import LostProcess, MissingFile, WrongInput
+from data.workers import map_in_processes
+from errors import MissingFile, WrongInput
 from labels import IGNORE, OUTLIER
 
 FOLDERS = {"training": "train2017", "validation": "val2017", "validation_known": "val2017"}
@@ -29,8 +25,6 @@ THING_IDS = tuple(number for number in range(1, 92) if number not in REMOVED_IDS
 KNOWN_IDS = (1, 2, 3, 4, 5, 6, 7, 9, 16, 17, 18, 19, 20, 21, 44, 62, 63, 64, 67, 72)
 LAST_ID = 182
 UNLABELED = 255  # a pixel's value
-
-CHUNK = 64  # label maps that a process of the scan takes at a time
 
 
 class COCO20(LabelledImages):
@@ -91,17 +85,25 @@ class COCO20(LabelledImages):
         cache: str | Path | None = None,
         max_pixels: int | None = None,
     ):
-        if split not in FOLDERS:
-            raise WrongInput(f"COCO20 has no split {split!r}; choose one of {', '.join(FOLDERS)}")
-        root = Path(root)
-        images, maps = root / "images" / FOLDERS[split], root / "labels" / FOLDERS[split]
-        pairs = pair_files(images, maps, HINT, image_pattern="*.jpg")
+        root, pairs = Path(root), self.list_pairs(root, split)
         check_names(root / "labels.txt")
         folders = [root] if list_folder is None else [root, Path(list_folder)]
+        maps = root / "labels" / FOLDERS[split]
         fitting = set(fitting_maps(maps, [path for _, path in pairs], split, workers, folders, max_pixels))
         super().__init__(root, [pair for pair in pairs if pair[1] in fitting], transform, cache, max_pixels)
         if split in KNOWN_ONLY:
             self.table = self.table.masked_fill(self.table == OUTLIER, IGNORE)
+
+    @staticmethod
+    def list_pairs(root: str | Path, split: str) -> Pairs:
+        """All photographs of the split's folder with their label maps, those that do not fit its rule included.
+
+        raises  ValueError for another split, and as pair_files does
+        """
+        if split not in FOLDERS:
+            raise WrongInput(f"COCO20 has no split {split!r}; choose one of {', '.join(FOLDERS)}")
+        folder = FOLDERS[split]
+        return pair_files(Path(root, "images", folder), Path(root, "labels", folder), HINT, image_pattern="*.jpg")
 
 
 def check_names(path: Path) -> None:
@@ -187,24 +189,14 @@ def write_list(files: list[Path], text: str) -> None:
 def scan(maps: list[Path], split: str, workers: int, max_pixels: int | None = None) -> list[bool]:
     """Whether each label map fits the split."""
     print(f"scanning {len(maps)} label maps for the {split} photographs of COCO20")
-    pool = ProcessPoolExecutor(workers, initializer=leave_interrupts_to_the_main_process) if workers else None
-    fits = []
-    try:
-        look = partial(things_in, max_pixels=max_pixels or MAX_PIXELS)
-        found = pool.map(look, maps, chunksize=CHUNK) if pool else map(look, maps)
-        for things in tqdm(found, "scanning", len(maps), leave=False, dynamic_ncols=True, disable=None):
-            if isinstance(things, Exception):
-                raise things
-            known, unknown = things
-            fits.append(known and not unknown if split in KNOWN_ONLY else known or unknown)
-    except BrokenProcessPool as error:
-        raise LostProcess(
-            "a process of the scan died; most often memory ran out: lower --workers, or 0 for one process"
-        ) from error
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
-    return fits
+    find = partial(things_in, max_pixels=max_pixels or MAX_PIXELS)
+    found = map_in_processes(find, maps, workers, work="scan", title="scanning")
+    return [fits_split(known, unknown, split) for known, unknown in found]
+
+
+def fits_split(known: bool, unknown: bool, split: str) -> bool:
+    """Whether a label map with pixels of known classes, or with unknown things, fits the split; in words: RULES."""
+    return known and not unknown if split in KNOWN_ONLY else known or unknown
 
 
 def things_in(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[bool, bool] | Exception:
@@ -213,11 +205,7 @@ def things_in(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[bool, bool] | E
     An error of the file is returned, so that it is raised in the main process, without another's traceback.
     """
     try:
-        labels = read_labels(path, COCO20.table, max_pixels).numpy()  # NumPy: torch's threads do not survive a fork
+        labels = read_labels(path, COCO20.table, max_pixels).numpy()  # NumPy: see map_in_processes
     except (OSError, ValueError) as error:
         return error
     return bool((labels < COCO20.num_classes).any()), bool((labels == OUTLIER).any())
-
-
-def leave_interrupts_to_the_main_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

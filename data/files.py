@@ -38,11 +38,15 @@ PNG_TURNED = (b"exif", b"EXIF", b"rientation", b"xmp")  # what texts with an ori
 BLURRING = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that change the values they are given, or may
 
 
+Pairs = list[tuple[Path, Path]]  # (image, label map)
+
+
 class LabelledImages(Dataset):
     """Samples (image uint8 (3, H, W), labels uint8 (H, W), name) of pairs of files: what the data sets share.
 
     What the transform returns besides image and labels stands between labels and name. A data set gives its `table`
-    (see read_labels), its pairs, and `image_modes` where it takes other than RGB.
+    (see read_labels), its pairs, and `image_modes` where it takes other than RGB; its static `list_pairs` lists the
+    pairs without opening a file, for tools.check_data.
 
     cache       a folder for decoded copies of the files, from which later visits read their rows (see data/cache.py)
     max_pixels  of the largest picture that is read, a larger one is an error; None: data.decoding.MAX_PIXELS
@@ -55,7 +59,7 @@ class LabelledImages(Dataset):
     def __init__(
         self,
         root: Path,
-        pairs: list[tuple[Path, Path]],
+        pairs: Pairs,
         transform: Transform | None = None,
         cache: str | Path | None = None,
         max_pixels: int | None = None,
@@ -92,7 +96,7 @@ class PairProblem(NamedTuple):
 class UnpairedFiles(MissingFile):
     """The first problem as its text; `problems` are all of them, `pairs` what is in order nevertheless."""
 
-    def __init__(self, problems: list[PairProblem], pairs: list[tuple[Path, Path]]):
+    def __init__(self, problems: list[PairProblem], pairs: Pairs):
         super().__init__(problems[0].told)
         self.problems, self.pairs = problems, pairs
 
@@ -104,7 +108,7 @@ def pair_files(
     image_pattern: str = "*.png",
     label_suffix: str = ".png",
     every_image: bool = True,
-) -> list[tuple[Path, Path]]:
+) -> Pairs:
     """Sorted pairs (image, label) of all images below images_root, listed as data/listing.py has it.
 
     An image's label lies at the same relative path below labels_root, its ending (what follows the * of

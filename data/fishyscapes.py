@@ -6,7 +6,7 @@ Labels are 0 for an inlier of whatever class, OUTLIER and IGNORE.
 from pathlib import Path
 
 from data.decoding import MAX_PIXELS
-from data.files import LabelledImages, label_table, pair_files, read_labels
+from data.files import LabelledImages, Pairs, label_table, pair_files, read_labels
 from errors import WrongInput
 from labels import IGNORE, OUTLIER
 
@@ -24,23 +24,27 @@ class LostAndFound(LabelledImages):
     table = label_table({0: 0, 1: OUTLIER, 2: IGNORE, 255: IGNORE})
 
     def __init__(self, root: str | Path, cache: str | Path | None = None, max_pixels: int | None = None):
-        root = Path(root)
-        pairs = pair_files(
-            root / "leftImg8bit",
-            root / "ood",
+        pairs = self.list_pairs(root)
+        limit = max_pixels or MAX_PIXELS
+        found = {value for _, path in pairs for value in read_labels(path, STORED, limit).unique().tolist()}
+        if 1 not in found and 2 in found:
+            raise WrongInput(
+                f"no label map under {Path(root, 'ood')} holds 1 (outlier) but some hold 2, which is 'ignored' in "
+                "Lost & Found; in RoadAnomaly's maps 2 is the outlier: store these as 1 first"
+            )
+        super().__init__(Path(root), pairs, cache=cache, max_pixels=max_pixels)
+
+    @staticmethod
+    def list_pairs(root: str | Path) -> Pairs:
+        """Its files, of which none is opened; raises as pair_files does."""
+        return pair_files(
+            Path(root, "leftImg8bit"),
+            Path(root, "ood"),
             hint="--dataroot is Fishyscapes Lost & Found, which holds leftImg8bit/ and ood/",
             image_pattern="*_leftImg8bit.png",
             label_suffix="_ood_segmentation.png",
             every_image=False,
         )
-        limit = max_pixels or MAX_PIXELS
-        found = {value for _, path in pairs for value in read_labels(path, STORED, limit).unique().tolist()}
-        if 1 not in found and 2 in found:
-            raise WrongInput(
-                f"no label map under {root / 'ood'} holds 1 (outlier) but some hold 2, which is 'ignored' in "
-                "Lost & Found; in RoadAnomaly's maps 2 is the outlier: store these as 1 first"
-            )
-        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)
 
 
 class FishyscapesStatic(LabelledImages):
@@ -49,12 +53,15 @@ class FishyscapesStatic(LabelledImages):
     table = label_table({0: 0, 1: OUTLIER, 255: IGNORE})
 
     def __init__(self, root: str | Path, cache: str | Path | None = None, max_pixels: int | None = None):
-        root = Path(root)
-        pairs = pair_files(
-            root,
-            root,
+        super().__init__(Path(root), self.list_pairs(root), cache=cache, max_pixels=max_pixels)
+
+    @staticmethod
+    def list_pairs(root: str | Path) -> Pairs:
+        """Its files; raises as pair_files does."""
+        return pair_files(
+            Path(root),
+            Path(root),
             hint="--dataroot is Fishyscapes Static, which holds NAME_rgb.jpg and NAME_labels.png",
             image_pattern="*_rgb.jpg",
             label_suffix="_labels.png",
         )
-        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)

@@ -5,7 +5,7 @@ Labels are 0 for an inlier of whatever class, and OUTLIER.
 
 from pathlib import Path
 
-from data.files import LabelledImages, label_table, pair_files
+from data.files import LabelledImages, Pairs, label_table, pair_files
 from labels import OUTLIER
 
 
@@ -19,12 +19,15 @@ class RoadAnomaly(LabelledImages):
     table = label_table({0: 0, 2: OUTLIER})
 
     def __init__(self, root: str | Path, cache: str | Path | None = None, max_pixels: int | None = None):
-        root = Path(root)
-        pairs = pair_files(
-            root / "frames",
-            root / "frames",
+        super().__init__(Path(root), self.list_pairs(root), cache=cache, max_pixels=max_pixels)
+
+    @staticmethod
+    def list_pairs(root: str | Path) -> Pairs:
+        """Its files; raises as pair_files does."""
+        return pair_files(
+            Path(root, "frames"),
+            Path(root, "frames"),
             hint="--dataroot is RoadAnomaly, which holds frames/NAME.jpg and frames/NAME.labels/labels_semantic.png",
             image_pattern="*.jpg",
             label_suffix=".labels/labels_semantic.png",
         )
-        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)

@@ -5,7 +5,7 @@ Labels are 0 for an inlier of whatever class, OUTLIER and IGNORE.
 
 from pathlib import Path
 
-from data.files import LabelledImages, PairProblem, UnpairedFiles, by_key, label_table, no_file_problems
+from data.files import LabelledImages, PairProblem, Pairs, UnpairedFiles, by_key, label_table, no_file_problems
 from data.listing import files_below, say_left_out
 from labels import IGNORE, OUTLIER
 
@@ -25,9 +25,13 @@ class AnomalyTrack(LabelledImages):
     component_sizes = {"min_predicted": 500, "min_true": 100}  # pixels; the benchmark's, for ComponentMetrics
 
     def __init__(self, root: str | Path, cache: str | Path | None = None, max_pixels: int | None = None):
-        root = Path(root)
-        pairs = _pairs(root / "images", root / "labels_masks", type(self).__name__)
-        super().__init__(root, pairs, cache=cache, max_pixels=max_pixels)
+        super().__init__(Path(root), self.list_pairs(root), cache=cache, max_pixels=max_pixels)
+
+    @classmethod
+    def list_pairs(cls, root: str | Path) -> Pairs:
+        """Its files; raises UnpairedFiles, and OSError for a folder that cannot be read."""
+        hint = f"--dataroot is SegmentMeIfYouCan's dataset_{cls.__name__}, which holds images/ and labels_masks/"
+        return pair_any_ending(Path(root, "images"), Path(root, "labels_masks"), hint)
 
 
 class ObstacleTrack(AnomalyTrack):
@@ -36,9 +40,12 @@ class ObstacleTrack(AnomalyTrack):
     component_sizes = {"min_predicted": 50, "min_true": 10}
 
 
-def _pairs(images: Path, label_maps: Path, track: str) -> list[tuple[Path, Path]]:
-    """Sorted pairs (image, label map); not by pair_files, since an image may have any of several endings."""
-    hint = f"--dataroot is SegmentMeIfYouCan's dataset_{track}, which holds images/ and labels_masks/"
+def pair_any_ending(images: Path, label_maps: Path, hint: str) -> Pairs:
+    """Sorted pairs (image, label map); not by pair_files, since an image may have any of several endings.
+
+    hint    how the user names this folder, for the errors
+    raises  as pair_files does
+    """
     problems = [
         PairProblem("no folder", folder, f"no folder {folder}; {hint}")
         for folder in (images, label_maps)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.files import LabelledImages, label_table, pair_files
+from data.files import LabelledImages, Pairs, label_table, pair_files
 from data.transforms import Transform
 from errors import WrongInput
 from labels import IGNORE, OUTLIER
@@ -51,13 +51,16 @@ class StreetHazards(LabelledImages):
         cache: str | Path | None = None,
         max_pixels: int | None = None,
     ):
+        super().__init__(Path(root), self.list_pairs(root, split), transform, cache, max_pixels)
+
+    @staticmethod
+    def list_pairs(root: str | Path, split: str) -> Pairs:
+        """The split's files; raises ValueError for another split, and as pair_files does."""
         if split not in FOLDERS:
             raise WrongInput(f"StreetHazards has no split {split!r}; choose one of {', '.join(FOLDERS)}")
         part, folder = FOLDERS[split]
-        root = Path(root)
-        pairs = pair_files(
-            root / part / "images" / folder,
-            root / part / "annotations" / folder,
+        return pair_files(
+            Path(root, part, "images", folder),
+            Path(root, part, "annotations", folder),
             hint="--dataroot is StreetHazards' folder, which holds train/ and test/",
         )
-        super().__init__(root, pairs, transform, cache, max_pixels)
