@@ -42,8 +42,8 @@ def cached(
         source = path.stat()
     except OSError:
         return read(path, how, max_pixels)  # which says what is wrong with it
-    told = how.tolist() if isinstance(how, Tensor) else how
-    key = (FORMAT, str(path.absolute()), source.st_size, source.st_mtime_ns, read.__name__, told)
+    options = how.tolist() if isinstance(how, Tensor) else how
+    key = (FORMAT, str(path.absolute()), source.st_size, source.st_mtime_ns, read.__name__, options)
     file = Path(folder, f"{path.stem[:40]}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.raw")
     pixels = mapped(file)
     if pixels is None:

@@ -89,7 +89,7 @@ class PairProblem(NamedTuple):
 
     kind: str  # "no folder", "no image", "no label", "image alone", "label alone", "no file" or "twice"
     path: Path  # the folder, image or label map
-    told: str
+    message: str
     wanted: Path | None = None  # of an image alone: the label map that is missing
 
 
@@ -97,7 +97,7 @@ class UnpairedFiles(MissingFile):
     """The first problem as its text; `problems` are all of them, `pairs` what is in order nevertheless."""
 
     def __init__(self, problems: list[PairProblem], pairs: Pairs):
-        super().__init__(problems[0].told)
+        super().__init__(problems[0].message)
         self.problems, self.pairs = problems, pairs
 
 
@@ -142,11 +142,11 @@ def pair_files(
             pairs.append((image, labels[key][0]))
             for one, *more in (same, labels[key]):
                 if more:
-                    told = f"{one} and {more[0].name} differ in their ending alone, and one is needed; take one out"
-                    problems.append(PairProblem("twice", one, told))
+                    message = f"{one} and {more[0].name} differ in their ending alone, and one is needed; take one out"
+                    problems.append(PairProblem("twice", one, message))
         elif every_image:
-            told = f"{image} has no label map: {wanted} is missing; add it or take the image out"
-            problems.append(PairProblem("image alone", image, told, wanted))
+            message = f"{image} has no label map: {wanted} is missing; add it or take the image out"
+            problems.append(PairProblem("image alone", image, message, wanted))
     alone = {key: same[0] for key, same in labels.items() if key not in images}
     stem = ending.removesuffix(Path(ending).suffix or ending)
     unread = {
@@ -155,10 +155,10 @@ def pair_files(
         if path.suffix.lower() in PICTURE_ENDINGS
     }
     for key, label in alone.items():
-        told = f"{label} has no image under {images_root} ({len(alone)} such label maps); add it or take the map out"
+        message = f"{label} has no image under {images_root} ({len(alone)} such label maps); add it or take the map out"
         if key + stem in unread:
-            told += f"; {unread[key + stem]} is there, but this data set's images are {image_pattern}: convert it"
-        problems.append(PairProblem("label alone", label, told))
+            message += f"; {unread[key + stem]} is there, but this data set's images are {image_pattern}: convert it"
+        problems.append(PairProblem("label alone", label, message))
     if not images and not alone:
         problems.append(PairProblem("no image", images_root, f"no {image_pattern} under {images_root}; {hint}"))
     elif not pairs and not problems:
@@ -196,12 +196,12 @@ def check_sizes(image_path: Path, image: Tensor, label_path: Path, labels: Tenso
     if image.shape[1:] == labels.shape:
         return
     sizes = [f"{width}x{height}" for height, width in (image.shape[1:], labels.shape)]
-    told = f"{image_path} is {sizes[0]} but its label map {label_path} is {sizes[1]}"
+    message = f"{image_path} is {sizes[0]} but its label map {label_path} is {sizes[1]}"
     with open_image(image_path, decoded=False, max_pixels=image[0].numel()) as header:
         way = orientation(header)
     if way >= 5 and image.shape[1:] == labels.shape[::-1]:
-        told += f": EXIF orientation {way} turns the image in viewers; store it turned, or turn its label map"
-    raise WrongInput(told)
+        message += f": EXIF orientation {way} turns the image in viewers; store it turned, or turn its label map"
+    raise WrongInput(message)
 
 
 def read_image(path: Path, modes: tuple[str, ...] = ("RGB", "RGBA"), max_pixels: int = MAX_PIXELS) -> Tensor:

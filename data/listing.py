@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from errors import UnusableFile
 
-# What pictures are called; of HEIC files, which telephones write and Pillow does not read, all are told.
+# What pictures are called; HEIC files, which telephones write and Pillow does not read, are listed to be counted.
 PICTURE_ENDINGS = (
     ".jpg",
     ".jpeg",

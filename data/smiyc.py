@@ -63,8 +63,8 @@ def pair_any_ending(images: Path, label_maps: Path, hint: str) -> Pairs:
         if len(same) == 1:
             pairs.append((same[0], label_map))
         else:
-            told = f"{label_map} has {len(same)} images {name}.jpg, .png or .webp under {images}; one each is needed"
-            problems.append(PairProblem("label alone", label_map, told))
+            message = f"{label_map} has {len(same)} images {name}.jpg, .png or .webp under {images}; one each is needed"
+            problems.append(PairProblem("label alone", label_map, message))
     if not label_files.files:
         problems.append(PairProblem("no label", label_maps, f"no *{LABEL_ENDING} under {label_maps}; {hint}"))
     if problems:

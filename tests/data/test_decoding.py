@@ -20,7 +20,7 @@ from data.decoding import MAX_PIXELS, eight_bits, open_image, orientation, quiet
 from data.files import label_table, plain_png, read_image, read_labels, read_photograph
 from data.listing import say_once
 from tests.support.layouts import ODD, claiming, make_odd
-from tools.check_data import checked
+from tools.check_data import check
 
 PROJECT = Path(__file__).resolve().parents[2]
 EVERY_BYTE = label_table({value: value for value in range(256)})
@@ -149,14 +149,14 @@ def test_check_data_says_of_each_kind_what_the_data_sets_do(kind, tmp_path):
         if column == 1:
             save(root / "whole.png", COLOURS)
             write(root / "photo.png")
-            taken, told = len(ImageFolder(root)) == 2, checked("images", root)
+            taken, told = len(ImageFolder(root)) == 2, check("images", root)
             assert taken == (TABLE[kind][column] != "refused") == (not told["warnings"]) and told["usable"]
             continue
         save(root / "0_rgb.jpg", np.full((HEIGHT, WIDTH, 3), 77, np.uint8))
         save(root / "0_labels.png", np.array([[0, 1]], np.uint8).repeat(4, 1).repeat(6, 0))
         write(root / "as.png")  # whose ending chooses how it is written
         (root / "as.png").rename(root / name)
-        kinds = [group["kind"] for group in checked("static", root)["errors"]]
+        kinds = [group["kind"] for group in check("static", root)["errors"]]
         wrong = [text for text in kinds if text.startswith(("images that are not", "label maps saved"))]
         assert bool(wrong) == (TABLE[kind][column] == "refused"), kinds
 
@@ -272,10 +272,10 @@ def test_check_data_tells_what_is_too_large_and_has_the_flag_too(tmp_path):
     save(tmp_path / "0_rgb.jpg", noise(20, 30, 3))
     save(tmp_path / "0_labels.png", noise(20, 30, most=2))
     for quick in (False, True):
-        images, labels = checked("static", tmp_path, quick=quick, max_pixels=599)["errors"]
+        images, labels = check("static", tmp_path, quick=quick, max_pixels=599)["errors"]
         assert (images["kind"], labels["kind"]) == ("images that are not read", "label maps that are not read")
         assert "30x20" in images["examples"][0]
-    assert checked("static", tmp_path, max_pixels=600)["usable"]
+    assert check("static", tmp_path, max_pixels=600)["usable"]
 
 
 # Damage
@@ -364,13 +364,13 @@ def test_a_jpeg_file_that_ends_where_a_restart_marker_would_stand_is_refused(tmp
 def test_check_data_notes_a_missing_end_marker_and_lists_a_damaged_length(tmp_path):
     path = save(tmp_path / "a.jpg", noise(20, 30, 3))
     path.write_bytes(path.read_bytes()[:-2])
-    results = checked("images", tmp_path)
+    results = check("images", tmp_path)
     assert results["usable"] and results["notes"][0]["examples"] == ["a.jpg"]
     path = save(tmp_path / "b.png", noise(20, 30, 3))
     content = bytearray(path.read_bytes())
     content[parts_of(bytes(content))[1][1] + 3] ^= 1
     path.write_bytes(content)
-    (group,) = checked("images", tmp_path)["errors"]
+    (group,) = check("images", tmp_path)["errors"]
     assert group["examples"][0].startswith("b.png: the PNG file is damaged: its part b'IDAT' has a wrong length")
 
 
@@ -395,7 +395,7 @@ def test_heic_is_told_as_what_it_is(tmp_path, capsys):
     save(tmp_path / "b.png", COLOURS)
     assert [name for *_, name in ImageFolder(tmp_path)] == ["b.png"]
     assert "1 HEIC, which is not read (a.HEIC)" in capsys.readouterr().out
-    results = checked("images", tmp_path)
+    results = check("images", tmp_path)
     assert results["usable"] and "a.HEIC is a HEIC file" in results["warnings"][0]["examples"][0]
 
 
@@ -419,13 +419,14 @@ def test_no_other_room_opens_pictures_or_lists_folders_of_them():
     may = {  # the others look for what is beside a picture, or at results
         "data/decoding.py": {"open"},
         "data/listing.py": {"scandir"},
-        "tools/check_data.py": {"glob", "iterdir", "scandir"},
+        "tools/check_data/folders.py": {"glob", "iterdir", "scandir"},
+        "tools/check_data/pairs.py": {"glob"},
         "tools/export_scores.py": {"rglob"},
         "demo/__main__.py": {"iterdir"},
     }
     for path in [
         *PROJECT.glob("*.py"),
-        *(path for room in ("data", "tools", "demo") for path in PROJECT.glob(f"{room}/*.py")),
+        *(path for room in ("data", "tools", "demo") for path in PROJECT.glob(f"{room}/**/*.py")),
     ]:
         found = set()
         for node in ast.walk(ast.parse(path.read_text())):
@@ -516,7 +517,7 @@ def test_a_turned_image_beside_a_label_map_of_its_size_is_said(value, tmp_path, 
         np.testing.assert_array_equal(frames[0][0].permute(1, 2, 0).numpy(), pixels)
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and f"t1/000.png has EXIF orientation {value}: viewers turn it" in out
-    results = checked("street-hazards", tmp_path, ["training"])
+    results = check("street-hazards", tmp_path, ["training"])
     (group,) = [group for group in results["warnings"] if "viewers turn" in group["kind"]]
     assert group["examples"] == [f"train/images/training/t1/000.png has orientation {value}"] and results["usable"]
 
@@ -525,7 +526,7 @@ def test_a_turned_image_beside_an_upright_label_map_is_told_as_that(tmp_path, ca
     frames = street(tmp_path, noise(6, 8, 3), (8, 6), 6)
     with pytest.raises(ValueError, match=r"000\.png is 8x6 but its label map .* is 6x8: EXIF orientation 6 turns the"):
         frames[0]
-    (group,) = checked("street-hazards", tmp_path, ["training"], quick=True)["errors"]
+    (group,) = check("street-hazards", tmp_path, ["training"], quick=True)["errors"]
     assert group["examples"][0].endswith("8x6 and 6x8 (one of the two is turned, by EXIF orientation 6)")
 
 
@@ -593,7 +594,7 @@ def test_label_maps_among_photographs_are_recognised(tmp_path, capsys):
         save(tmp_path / name, noise(20, 20))
     assert [name for *_, name in ImageFolder(tmp_path)] == sorted(PHOTOGRAPHS, key=lambda name: Path(name))
     assert f"{len(LABEL_MAPS)} label maps by name and mode (" in capsys.readouterr().out
-    (group,) = [group for group in checked("images", tmp_path)["notes"] if "label maps" in group["kind"]]
+    (group,) = [group for group in check("images", tmp_path)["notes"] if "label maps" in group["kind"]]
     assert sorted(group["examples"]) == sorted(LABEL_MAPS)
     assert len(ImageFolder(tmp_path, as_stored=True)) == len(LABEL_MAPS) + len(PHOTOGRAPHS)
 

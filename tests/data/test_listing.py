@@ -12,7 +12,7 @@ from data.files import pair_files
 from data.listing import files_below, say_once
 from tests.support.layouts import LABELLED, make, make_odd, noise, write
 from tools import export_scores, predict
-from tools.check_data import SOURCES, checked
+from tools.check_data import SOURCES, check
 
 READERS = {  # of a folder of photographs -> the paths below it that are read
     "ImageFolder": lambda root: [path.relative_to(root).as_posix() for path in ImageFolder(root).paths],
@@ -96,7 +96,7 @@ def test_data_sets_are_the_same_behind_links(name, tmp_path):
             deepest.symlink_to(tmp_path / f"moved{number}")
     assert any(path.is_symlink() for path in root.rglob("*")) or name == "static"
     assert pairs_below(root) == expected
-    assert checked(name, root)["usable"]
+    assert check(name, root)["usable"]
 
 
 # What cannot be read
@@ -134,7 +134,7 @@ def test_a_data_set_of_which_a_folder_may_not_be_read_is_refused(name, tmp_path,
         closed(folder.name)
         with pytest.raises(OSError, match="cannot be read"):
             splits(name, root)
-        results = checked(name, root)
+        results = check(name, root)
         assert not results["usable"] and any("cannot be read (Permission denied)" in group["kind"]
                                              for group in results["errors"])  # fmt: skip
 
@@ -214,7 +214,7 @@ def test_a_data_set_that_was_looked_at_with_notebooks_and_file_managers_stays_as
             shutil.copy(image, folder / place / image.name)
         shutil.copy(image, folder / f"._{image.name}")
     assert splits(name, root) == before
-    results = checked(name, root)
+    results = check(name, root)
     assert results["usable"] and any(group["kind"].startswith("hidden, or a system's") for group in results["notes"])
 
 
@@ -231,7 +231,7 @@ def test_what_is_named_like_an_image_and_is_no_file_is_told_at_the_door(kind, tm
     for reader in ("ImageFolder", "export_scores", "check_data"):
         with pytest.raises(ValueError, match=rf"b\.jpg is {kind}.*, and no file; take it out"):
             READERS[reader](tmp_path)
-    (group,) = checked("images", tmp_path)["errors"]
+    (group,) = check("images", tmp_path)["errors"]
     assert kind in group["kind"]
     assert READERS["predict"](tmp_path) == ["a.jpg", "b.jpg"]  # of which one then fails by itself
 
@@ -246,7 +246,7 @@ def test_what_is_no_file_among_the_pairs_of_a_data_set_is_told_and_not_opened(na
         make_odd(path, kind)
         with pytest.raises(FileNotFoundError, match=rf"{path.name} is {kind}"):
             splits(name, root)
-        results = checked(name, root)
+        results = check(name, root)
         assert any(kind in example for group in results["errors"] for example in group["examples"])
         path.unlink()
         save(path)
@@ -277,7 +277,7 @@ def test_endings_are_compared_without_case(name, tmp_path):
         found = splits(name, root)
         assert [len(pairs) for pairs in found.values()] == [len(pairs) for pairs in before.values()]
         assert renamed in [each[which] for pairs in found.values() for each in pairs]
-        assert checked(name, root)["usable"]
+        assert check(name, root)["usable"]
         renamed.rename(path)
     assert splits(name, root) == before
 
@@ -301,7 +301,7 @@ def test_two_files_that_differ_in_their_ending_alone_are_told(tmp_path):
     shutil.copy(path, path.with_suffix(".JPEG"))
     with pytest.raises(FileNotFoundError, match=r"differ in their ending alone, and one is needed; take one out"):
         COCO20(root, "training")
-    assert "differ in their ending alone" in checked("coco20", root)["errors"][0]["kind"]
+    assert "differ in their ending alone" in check("coco20", root)["errors"][0]["kind"]
 
 
 def test_an_image_of_another_kind_is_told_beside_its_label_map(tmp_path):

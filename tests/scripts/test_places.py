@@ -15,7 +15,8 @@ from models import load_imagenet_densenet121, load_weights, open_network
 from models.weights import read_state_dict
 from tests.support.parsers import EVALUATIONS, TRAININGS, Network, parser_of, script_module, spare_networks, words_for
 from tests.support.stand_ins import put_in_place
-from tools import check_data, predict
+from tools import predict
+from tools.check_data.__main__ import main as check_data
 
 LONG = "n" * 300
 
@@ -202,7 +203,7 @@ def test_data_that_cannot_be_read_are_one_line_that_names_them(script, flag, pla
         words = [*words_of(script), flag, place]
         if script == "check_data":  # lists all that is wrong, and ends with its status
             with pytest.raises(SystemExit) as stop:
-                run_script(lambda words=words: check_data.main(words))
+                run_script(lambda words=words: check_data(words))
             assert place in capsys.readouterr().out + str(stop.value.code), kind
         else:
             assert place in ended(script, *words), kind

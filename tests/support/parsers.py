@@ -18,6 +18,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 TRAININGS = list(yaml.safe_load(RECIPES.read_text()))
 MODULES = {path.stem: path.stem for path in PROJECT.glob("*.py") if path.stem not in ("labels", "errors")}
 MODULES |= {path.stem: f"tools.{path.stem}" for path in PROJECT.glob("tools/[!_]*.py")} | {"demo": "demo.__main__"}
+MODULES |= {path.parent.name: f"tools.{path.parent.name}.__main__" for path in PROJECT.glob("tools/*/__main__.py")}
 SCRIPTS = sorted(MODULES)
 # Flags of trainings on small crops; the data lie in folders SH, CITY, COCO and ADE below the working directory.
 CROPS = ["--crop_size", "32", "--batch_size", "2", "--exp_name", "run", "--device", "cpu", "--workers", "0"]

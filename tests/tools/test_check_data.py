@@ -11,8 +11,9 @@ from PIL import Image
 
 from data import COCO20, ImageFolder, LostAndFound
 from tests.support.layouts import LABELLED, LAYOUTS, SIZE, labels_of, make, noise, write
-from tools import check_data
-from tools.check_data import SOURCES, checked
+from tools.check_data import CHOSEN, SOURCES, check
+from tools.check_data.__main__ import main
+from tools.check_data.problems import summary
 
 HEIGHT, WIDTH = SIZE
 
@@ -23,7 +24,7 @@ def one_label_map(name, root):
 
 
 def errors(name, root, **how):
-    return [group["kind"] for group in checked(name, root, **how)["errors"]]
+    return [group["kind"] for group in check(name, root, **how)["errors"]]
 
 
 def contents(root):
@@ -38,7 +39,7 @@ def test_data_in_order_can_be_used_and_nothing_is_written(name, tmp_path):
     root = make(name, tmp_path / "images" / "labels ood")
     before = contents(tmp_path)
     for quick in (False, True):
-        results = checked(name, root, quick=quick)
+        results = check(name, root, quick=quick)
         assert results["usable"] and not results["errors"]
         assert contents(tmp_path) == before
         assert list(results["splits"]) == list(SOURCES[name].splits)
@@ -53,7 +54,7 @@ def test_pixels_are_counted_by_label(tmp_path):
     stored = np.zeros((HEIGHT, WIDTH), np.uint8)
     stored[0, :4], stored[5, :8] = 1, 255
     write(root / "0_labels.png", stored)
-    report = checked("static", root)["splits"]["all"]
+    report = check("static", root)["splits"]["all"]
     assert report["outlier_pixels"] == 4
     assert report["stored_values"] == {"0": 180, "1": 4, "255": 8}
     assert report["labels"]["ignored"] == {"stored": "255", "pixels": 8, "share": 8 / 192}
@@ -61,13 +62,13 @@ def test_pixels_are_counted_by_label(tmp_path):
 
 
 def test_classes_have_their_names(tmp_path):
-    labelled = checked("street-hazards", make("street-hazards", tmp_path))["splits"]["test"]["labels"]
+    labelled = check("street-hazards", make("street-hazards", tmp_path))["splits"]["test"]["labels"]
     assert [label["stored"] for label in labelled.values()] == ["1", "2", "3", *map(str, range(5, 15)), "4"]
     assert list(labelled)[3:5] == ["person", "pole"] and list(labelled)[-2:] == ["outlier", "ignored"]
 
 
 def test_coco_photographs_are_chosen_as_the_data_set_does(tmp_path):
-    results = checked("coco20", make("coco20", tmp_path))
+    results = check("coco20", make("coco20", tmp_path))
     for split in ("training", "validation"):
         assert results["splits"][split]["chosen_images"] == len(COCO20(tmp_path, split))
         assert results["splits"][split]["images"] == 3
@@ -76,13 +77,13 @@ def test_coco_photographs_are_chosen_as_the_data_set_does(tmp_path):
 
 def test_pairs_and_modes_that_are_taken_are_the_data_sets_own(tmp_path):
     lost = make("lf", tmp_path / "lf")
-    assert check_data.lost_and_found_pairs(lost) == LostAndFound(lost).pairs
+    assert SOURCES["lf"].splits["all"].pairs(lost) == LostAndFound(lost).pairs
     for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "F"):
         root = tmp_path / mode.replace(";", "")
         write(root / "whole.png", noise(*SIZE))
         picture_of_mode = Image.new(mode, (8, 8))
         picture_of_mode.save(root / ("a.tif" if mode in ("CMYK", "F") else "a.png"))
-        results = checked("images", root)
+        results = check("images", root)
         assert results["usable"] and len(ImageFolder(root)) == 2 - len(results["warnings"]), mode
         assert bool(results["warnings"]) == (mode == "F")
 
@@ -92,11 +93,11 @@ def test_pairs_and_modes_that_are_taken_are_the_data_sets_own(tmp_path):
 def test_several_processes_find_the_same(tmp_path):
     root = make("street-hazards", tmp_path)
     write(root / "train/annotations/training/t1/0.png", labels_of(0))
-    assert checked("street-hazards", root, workers=2) == checked("street-hazards", root)
+    assert check("street-hazards", root, workers=2) == check("street-hazards", root)
 
 
 def test_numbers_that_differ_from_the_published_ones_are_a_warning(tmp_path):
-    results = checked("lf", make("lf", tmp_path))
+    results = check("lf", make("lf", tmp_path))
     (warning,) = results["warnings"]
     assert warning["kind"].startswith("all: 2 images with label map; 100 are published: is the download complete")
     assert results["usable"]
@@ -113,7 +114,7 @@ def test_numbers_that_differ_from_the_published_ones_are_a_warning(tmp_path):
         "road-anomaly": [60],
         "images": [None],
     }
-    assert check_data.CHOSEN == {"training": 20581, "validation": 4952}
+    assert CHOSEN == {"training": 20581, "validation": 4952}
 
 
 # Folders
@@ -195,7 +196,7 @@ def test_a_split_that_is_not_there_can_be_left_out(tmp_path):
     first, second = errors("street-hazards", tmp_path)
     assert "the split training is not there: no folder " in first and "--splits validation test" in first
     assert "the split validation is not there" in second
-    assert checked("street-hazards", tmp_path, ["test"])["usable"]
+    assert check("street-hazards", tmp_path, ["test"])["usable"]
 
 
 def test_images_with_another_ending_are_told(tmp_path):
@@ -213,14 +214,14 @@ def test_every_file_alone_is_listed(tmp_path):
     for number in range(2, 9):
         write(root / f"train/images/training/t1/{number}.png", noise(*SIZE))
     (root / "train/images/training/t1/0.png").unlink()
-    results = checked("street-hazards", root)
+    results = check("street-hazards", root)
     without_labels, without_image = results["errors"]
     assert without_labels["kind"].startswith("training: images without label map")
     assert [text.split(":")[0] for text in without_labels["examples"]] == [
         f"train/images/training/t1/{number}.png" for number in range(2, 9)
     ]
     assert without_image["examples"] == ["train/annotations/training/t1/0.png"]
-    told = check_data.told(results)
+    told = summary(results)
     assert "(7 files)" in told and "and 2 more" in told and "t1/7.png" not in told
 
 
@@ -228,7 +229,7 @@ def test_every_label_map_of_a_track_without_its_one_image_is_listed(tmp_path):
     root = make("obstacle-track", tmp_path)
     write(root / "images/validation1.png", noise(*SIZE))
     write(root / "labels_masks/validation7_labels_semantic.png", labels_of(0, 1))
-    (group,) = checked("obstacle-track", root)["errors"]
+    (group,) = check("obstacle-track", root)["errors"]
     assert "label maps without their image" in group["kind"]
     assert [Path(text).name[:11] for text in group["examples"]] == ["validation1", "validation7"]
 
@@ -246,22 +247,22 @@ def test_train_ids_beside_the_images_are_recognised(tmp_path):
 
 def test_a_test_part_of_cityscapes_without_labels_does_no_harm(tmp_path):
     write(make("cityscapes", tmp_path) / "leftImg8bit/test/bonn/bonn_0_19_leftImg8bit.png", noise(*SIZE))
-    assert checked("cityscapes", tmp_path)["usable"]
+    assert check("cityscapes", tmp_path)["usable"]
 
 
 def test_what_file_managers_leave_behind_is_recognised(tmp_path):
     root = make("static", tmp_path)
     (root / "Thumbs.db").write_bytes(b"x")
-    results = checked("static", root)
+    results = check("static", root)
     assert results["usable"] and results["notes"][0]["kind"].startswith("Thumbs.db is left by a file manager")
     (root / "._0000_a_rgb.jpg").write_bytes(b"x")
     (root / "._0000_a_labels.png").write_bytes(b"x")
     (root / "._0001_a_labels.png").write_bytes(b"x")
-    results = checked("static", root)
+    results = check("static", root)
     assert results["usable"] and results["splits"]["all"]["images"] == 2
     (group,) = [group for group in results["notes"] if group["kind"].startswith("hidden, or a system's")]
     assert group["examples"] == ["._0000_a_labels.png", "._0000_a_rgb.jpg", "._0001_a_labels.png"]
-    assert checked("images", root)["usable"]
+    assert check("images", root)["usable"]
 
 
 def test_labels_txt_of_another_data_set_is_told(tmp_path):
@@ -279,7 +280,7 @@ def test_a_file_that_is_cut_short_is_listed_with_all_others(name, tmp_path):
     for path in one_label_map(name, make(name, tmp_path)):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) * 2 // 3])
-        (group,) = checked(name, tmp_path, [next(iter(SOURCES[name].splits))])["errors"]
+        (group,) = check(name, tmp_path, [next(iter(SOURCES[name].splits))])["errors"]
         assert group["kind"].startswith("files that cannot be read as images: cut short")
         assert len(group["examples"]) == 1 and group["examples"][0].startswith(f"{path.relative_to(tmp_path)}: ")
         path.write_bytes(whole)
@@ -289,7 +290,7 @@ def test_an_empty_file_and_a_web_page_are_found_by_their_headers(tmp_path):
     root = make("images", tmp_path)
     (root / "a.jpg").write_bytes(b"")
     (root / "deep/c.png").write_bytes(b"<html>")
-    (group,) = checked("images", root, quick=True)["errors"]
+    (group,) = check("images", root, quick=True)["errors"]
     assert group["examples"][0] == "a.jpg: the file is empty"
     assert group["examples"][1].startswith("deep/c.png: cannot identify image file") and len(group["examples"]) == 2
 
@@ -308,14 +309,14 @@ def test_label_maps_in_colour_are_recognised(name, tmp_path):
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_label_map_with_three_equal_channels_is_read_and_noted(quick, tmp_path):
     root = make("static", tmp_path)
-    plain = checked("static", root)["splits"]["all"]["stored_values"]
+    plain = check("static", root)["splits"]["all"]["stored_values"]
     _, path = one_label_map("static", root)
     write(path, np.repeat(labels_of(0, 1, 255)[..., None], 3, axis=-1))
-    results = checked("static", root, quick=quick)
+    results = check("static", root, quick=quick)
     assert results["usable"] and "read by value since all channels agree" in results["notes"][0]["kind"]
     assert quick or results["splits"]["all"]["stored_values"] == plain
     write(path, np.repeat(labels_of(0, 1, 7)[..., None], 3, axis=-1))
-    assert not checked("static", root, quick=quick)["usable"]
+    assert not check("static", root, quick=quick)["usable"]
 
 
 def test_a_jpeg_is_no_label_map_by_whatever_name(tmp_path):
@@ -334,7 +335,7 @@ def test_a_jpeg_is_no_label_map_by_whatever_name(tmp_path):
 def test_image_and_label_map_of_two_sizes_are_told(name, tmp_path):
     image, path = one_label_map(name, make(name, tmp_path))
     write(path, np.asarray(Image.open(path)).T)
-    (group,) = checked(name, tmp_path, quick=True)["errors"]
+    (group,) = check(name, tmp_path, quick=True)["errors"]
     assert group["kind"].startswith("image and label map are of two sizes; take both from the original archives")
     expected = f"{image.relative_to(tmp_path)} {WIDTH}x{HEIGHT} and {HEIGHT}x{WIDTH} (one of the two is turned)"
     assert group["examples"] == [expected]
@@ -343,7 +344,7 @@ def test_image_and_label_map_of_two_sizes_are_told(name, tmp_path):
 def test_a_label_map_among_the_images_is_told(tmp_path):
     image, _ = one_label_map("street-hazards", make("street-hazards", tmp_path))
     write(image, labels_of(1))
-    (group,) = checked("street-hazards", tmp_path)["errors"]
+    (group,) = check("street-hazards", tmp_path)["errors"]
     assert "images that are not RGB or RGBA; convert them, or take out label maps that lie among them" in group["kind"]
     assert group["examples"] == ["train/images/training/t1/0.png is a greyscale image (mode L)"]
 
@@ -367,7 +368,7 @@ def test_values_that_the_data_set_does_not_have_are_told_with_what_they_mean(nam
     make(name, tmp_path)
     for _, path in SOURCES[name].splits[split].pairs(tmp_path):
         write(path, labels_of(*values))
-    groups = checked(name, tmp_path)["errors"]
+    groups = check(name, tmp_path)["errors"]
     group = groups[0]
     assert "label values that the data set does not have" in group["kind"] and words in group["kind"]
     assert len(group["examples"]) == len(SOURCES[name].splits[split].pairs(tmp_path))
@@ -388,7 +389,7 @@ def test_lost_and_found_may_have_255_and_is_told_from_road_anomaly(tmp_path):
     maps = sorted(tmp_path.rglob("*_ood_segmentation.png"))
     for path in maps:
         write(path, labels_of(0, 1, 255))
-    results = checked("lf", tmp_path)
+    results = check("lf", tmp_path)
     assert results["usable"] and "255 is read as ignored" in results["notes"][0]["kind"]
     for path in maps:
         write(path, labels_of(0, 255))
@@ -429,7 +430,7 @@ def test_coco_photographs_of_which_none_fits_are_told(tmp_path):
 def test_ids_where_ids_less_one_should_be_are_suspected(tmp_path):
     make("coco20", tmp_path)
     write(tmp_path / "labels/val2017/000000000000.png", labels_of(0, 11))
-    warnings = [group["kind"] for group in checked("coco20", tmp_path)["warnings"]]
+    warnings = [group["kind"] for group in check("coco20", tmp_path)["warnings"]]
     assert any("are values ids where they should be ids - 1?" in kind for kind in warnings)
 
 
@@ -439,7 +440,7 @@ def test_anomalies_in_training_a_missing_town_and_classes_that_never_occur_are_w
         write(path, labels_of(*range(1, 11), 14))
     for kind in ("images", "annotations"):
         shutil.rmtree(tmp_path / "test" / kind / "test/t6")
-    results = checked("street-hazards", tmp_path)
+    results = check("street-hazards", tmp_path)
     told = "\n".join(group["kind"] for group in results["warnings"])
     assert results["usable"]
     assert "pixels of anomalies, of which there should be none" in told
@@ -451,7 +452,7 @@ def test_anomalies_in_training_a_missing_town_and_classes_that_never_occur_are_w
 
 
 def run(name, root, *flags):
-    return check_data.main(["--dataset", name, "--dataroot", str(root), "--workers", "0", *flags])
+    return main(["--dataset", name, "--dataroot", str(root), "--workers", "0", *flags])
 
 
 def test_all_problems_are_told_in_one_go_and_end_with_exit_code_1(tmp_path, capsys):
@@ -512,7 +513,7 @@ def test_real_folders_can_be_used(name, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(whole, root, copy_function=os.symlink)  # so that what were written would be seen, and do no harm
     before = sorted(root.rglob("*"))
-    results = checked(name, root)
-    assert results["usable"], check_data.told(results)
+    results = check(name, root)
+    assert results["usable"], summary(results)
     assert all(report["images"] > 0 for report in results["splits"].values())
     assert sorted(root.rglob("*")) == before
