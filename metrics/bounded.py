@@ -10,12 +10,12 @@ from metrics.anomaly import (
     BEYOND,
     TPR,
     check_mergeable,
-    counted_scores,
     curves_of,
     histogram_edges,
     outliers_to_reach,
     ranks_of_curves,
 )
+from metrics.scores import counted_scores
 
 ROUNDING = 1e-12  # more than the sums below lose in float64, and those of AnomalyMetrics
 INLIERS, OUTLIERS = 0, 1  # rows of the counts

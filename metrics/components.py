@@ -6,7 +6,8 @@ import numpy as np
 
 from errors import WrongInput
 from labels import IGNORE, OUTLIER
-from metrics.anomaly import as_array, check_mergeable
+from metrics.anomaly import check_mergeable
+from metrics.scores import as_array
 
 F1_THRESHOLDS = tuple(percent / 100 for percent in range(25, 80, 5))  # 0.25, 0.30 ... 0.75, each rounded once
 EIGHT_NEIGHBOURS = np.ones((3, 3), int)

@@ -6,7 +6,8 @@ import numpy as np
 
 from errors import WrongInput
 from labels import IGNORE, OUTLIER
-from metrics.anomaly import as_array, check_mergeable
+from metrics.anomaly import check_mergeable
+from metrics.scores import as_array
 
 
 class ConfusionMatrix:

@@ -8,6 +8,7 @@ import sklearn.metrics
 import torch
 
 import metrics.anomaly
+import metrics.scores
 from labels import IGNORE, OUTLIER
 from metrics import AnomalyMetrics, ConfusionMatrix, classes_averaged, mean_of_images
 
@@ -275,7 +276,7 @@ def test_eight_bytes_a_pixel_are_kept_for_float64_and_four_for_others():
 
 
 def test_many_small_updates_are_joined_as_they_come(monkeypatch):
-    monkeypatch.setattr(metrics.anomaly, "LARGE", 4000)
+    monkeypatch.setattr(metrics.scores, "LARGE", 4000)
     scores, labels = random_scores(np.random.default_rng(13), 10_000, 0.3, dtype=np.float32)
     pooled = AnomalyMetrics()
     for part in np.split(np.arange(10_000), 1000):
@@ -465,8 +466,8 @@ def test_what_a_gpu_counts_is_what_a_cpu_counts_in_ascending_order(dtype):
     scores, labels = random_scores(np.random.default_rng(7), 500, 0.2, levels=10)
     labels[::9] = IGNORE
     scores = torch.from_numpy(scores).to(dtype)
-    *kinds, ignored = metrics.anomaly.sorted_on_gpu(scores, labels)  # which runs on any device
-    *expected, expected_ignored = metrics.anomaly.counted_scores(scores, labels)
+    *kinds, ignored = metrics.scores.sorted_on_gpu(scores, labels)  # which runs on any device
+    *expected, expected_ignored = metrics.scores.counted_scores(scores, labels)
     assert ignored == expected_ignored
     for found, of_kind in zip(kinds, expected, strict=True):
         assert found.dtype == of_kind.dtype
@@ -479,9 +480,9 @@ def test_what_a_gpu_counts_is_what_a_cpu_counts_in_ascending_order(dtype):
 def test_what_is_wrong_with_scores_on_a_gpu_is_said_as_on_a_cpu(labels):
     scores = torch.tensor([0.0, math.nan, 1.0])
     with pytest.raises(ValueError) as expected:
-        metrics.anomaly.counted_scores(scores, labels)
+        metrics.scores.counted_scores(scores, labels)
     with pytest.raises(ValueError) as found:
-        metrics.anomaly.sorted_on_gpu(scores, labels)
+        metrics.scores.sorted_on_gpu(scores, labels)
     assert str(found.value) == str(expected.value)
 
 
@@ -490,7 +491,7 @@ def test_scores_that_came_sorted_give_the_same_figures(monkeypatch):
     for size in (40, 300, 7):
         scores, labels = random_scores(rng, size, 0.3, levels=5, dtype=np.float32)
         frame = AnomalyMetrics()
-        *kinds, _ = metrics.anomaly.sorted_on_gpu(torch.from_numpy(scores), labels)
+        *kinds, _ = metrics.scores.sorted_on_gpu(torch.from_numpy(scores), labels)
         for kept, of_kind in zip((frame._inliers, frame._outliers), kinds, strict=True):
             kept.add(of_kind, is_sorted=True)
             kept.gpu = torch.device("cpu")  # sorts as a GPU would
@@ -506,5 +507,5 @@ def test_scores_are_sorted_without_a_gpu_whose_memory_does_not_suffice(monkeypat
 
     scores = np.array([3.0, 1.0, 2.0], np.float32)
     monkeypatch.setattr(torch, "from_numpy", full)
-    metrics.anomaly._sort(scores, torch.device("cpu"))
+    metrics.scores.sort(scores, torch.device("cpu"))
     assert scores.tolist() == [1, 2, 3]

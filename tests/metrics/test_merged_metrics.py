@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-import metrics.anomaly
+import metrics.scores
 from labels import IGNORE, OUTLIER
 from metrics import AnomalyMetrics, BoundedAnomalyMetrics, ComponentMetrics, ConfusionMatrix
 
@@ -52,7 +52,7 @@ def counted(kind, parts):
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_merged_in_any_order_equal_one_object(kind, large, monkeypatch):
     if large:
-        monkeypatch.setattr(metrics.anomaly, "LARGE", large)
+        monkeypatch.setattr(metrics.scores, "LARGE", large)
     pixels = list(frames(kind))
     expected = everything(counted(kind, pixels))
     rng = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def test_many_small_parts_are_joined_at_the_next_update(monkeypatch):
     merged = AnomalyMetrics()
     for frame in pixels:
         merged.merge(counted("AnomalyMetrics", [frame]))
-    monkeypatch.setattr(metrics.anomaly, "LARGE", 1000)
+    monkeypatch.setattr(metrics.scores, "LARGE", 1000)
     assert merged._inliers.nbytes > 1000 and len(merged._inliers.arrays) == len(pixels)
     merged.update(*pixels[0])
     assert len(merged._inliers.arrays) == 1
