@@ -24,8 +24,10 @@ def jensen_shannon_to_uniform(class_logits: Tensor, outlier_mask: Tensor, count:
     returns       a scalar, 0 (uniform, or no outlier) up to less than ln 2 nats; computed in float32 under autocast
     """
     outlier = outlier_mask.view(torch.uint8)
-    if kernels := kernels_for(outlier, class_logits):
-        total = kernels.Divergence.apply(class_logits, outlier)
+    if kernels_for(outlier, class_logits):
+        from losses.divergence_kernels import Divergence  # here, since Triton is not everywhere
+
+        total = Divergence.apply(class_logits, outlier)
     else:
         log_posterior = class_logits.float().log_softmax(1)
         log_uniform = -math.log(class_logits.shape[1])

@@ -37,7 +37,7 @@ def test_kernels_compile_for_gpus_that_need_not_be_there(capability, dtype, layo
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from losses import kernels
+    from losses import divergence_kernels, kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     constants = kernels.options(*(maps.contiguous(memory_format=layout) for maps in LOGITS), True, 1.0)
@@ -47,8 +47,8 @@ def test_kernels_compile_for_gpus_that_need_not_be_there(capability, dtype, layo
     for kernel in (
         kernels.add_up,
         kernels.write_gradients,
-        kernels.add_up_divergence,
-        kernels.write_divergence_gradient,
+        divergence_kernels.add_up_divergence,
+        divergence_kernels.write_divergence_gradient,
         kernels.count,
     ):
         names = kernel.arg_names
