@@ -15,7 +15,8 @@ from engine import SlidingWindows
 from losses import hybrid_score
 from models import deeplabv3plus, fast_inference, fused, ladder_densenet121
 from models.deeplab import DeepLabV3Plus
-from models.inference import Bounds, Form, NormRelu, Product, inferring
+from models.inference import inferring
+from models.inference_layers import Bounds, Form, NormRelu, Product
 from models.ladder_densenet import NormReluConv
 from models.segmenter import Segmenter
 from models.vit import VisionTransformer
