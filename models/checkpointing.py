@@ -11,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 Flags = dict[nn.Module | nn.Parameter, bool]
 
 
-def compute(part: nn.Module, *inputs: Tensor | list[Tensor], checkpointing: bool, random: bool = False) -> Tensor:
-    """part(*inputs), with the same gradients either way.
+def checkpointed_if(
+    checkpointing: bool, part: nn.Module, *inputs: Tensor | list[Tensor], random: bool = False
+) -> Tensor:
+    """part(*inputs), with the same gradients whether checkpointing or not.
 
     checkpointing  keep the inputs alone for the backward pass, and compute the part again there. Running statistics
                    are updated the first time only, unlike in the release, where they are updated twice.
@@ -23,7 +25,7 @@ def compute(part: nn.Module, *inputs: Tensor | list[Tensor], checkpointing: bool
     return part(*inputs)
 
 
-@torch.compiler.disable  # a compiled graph has no second time
+@torch.compiler.disable  # Dynamo knows no checkpoint with a context_fn: what is checkpointed runs uncompiled
 def checkpointed(part: nn.Module, inputs: tuple, random: bool) -> Tensor:
     requires_grad = {weight: weight.requires_grad for weight in part.parameters()}
     tracks = {norm: norm.track_running_stats for norm in part.modules() if isinstance(norm, _BatchNorm)}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import WrongInput
-from models.checkpointing import compute
+from models.checkpointing import checkpointed_if
 from models.ladder_densenet import NormReluConv
 from models.norms import Layers
 from models.upsampling import upsample
@@ -89,12 +89,12 @@ class DeepLabV3Plus(WideResNet38):
         fine, coarse = super().forward((images - self.mean) / self.std)
         fine = self.bot_fine(fine)
         checkpointing = self.checkpointing and self.training
-        coarse = self.bot_aspp(compute(self.aspp, coarse, checkpointing=checkpointing))
+        coarse = self.bot_aspp(checkpointed_if(checkpointing, self.aspp, coarse))
         features = torch.cat([fine, upsample(coarse, fine.shape[2:], align_corners=True)], dim=1)
         size = images.shape[2:]
-        class_logits = compute(self.final, features, checkpointing=checkpointing)
+        class_logits = checkpointed_if(checkpointing, self.final, features)
         class_logits = upsample(class_logits, size, align_corners=True)
         if not self.hybrid:
             return class_logits
-        dataset_logits = compute(self.logits_ood, features, checkpointing=checkpointing)
+        dataset_logits = checkpointed_if(checkpointing, self.logits_ood, features)
         return class_logits, upsample(dataset_logits, size, align_corners=True)

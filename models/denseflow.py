@@ -231,7 +231,7 @@ class DenseBlock(nn.Module):
             before.append(widths[len(before) - 1] if before else channels)
             self.noise_params.append(NoiseParameters(sum(before), growth))
             widths.append(widths[-1] + growth)
-        self.blocks = nn.ModuleList(Step(size, layers, width, dense_layers, checkpointing) for size in widths)
+        self.blocks = nn.ModuleList(FlowStep(size, layers, width, dense_layers, checkpointing) for size in widths)
         self.out_channels = widths[-1]
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,7 +268,7 @@ class NoiseParameters(nn.Module):
         return mean, bounded_log_scale(scale)
 
 
-class Step(nn.Module):
+class FlowStep(nn.Module):
     """Invertible layers of one width; the determinants or inverses of all their matrices come from one call."""
 
     def __init__(self, channels: int, layers: int, width: int, dense_layers: int, checkpointing: bool):
@@ -318,7 +318,7 @@ class Layer(nn.Module):
         return self.transforms[2]
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's output, and the coupling's share of the log-determinant (B,); Step adds the matrices'."""
+        """The layer's output, and the coupling's share of the log-determinant (B,); FlowStep adds the matrices'."""
         shift, log_scale = self.norm.shift.flatten(), self.norm.log_scale.flatten()
         matrix = self.mix.weight * (-log_scale).exp()
         return self.coupling(affine(features, matrix, -(matrix @ shift)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import densenet121
 
 from errors import WrongInput
-from models.checkpointing import compute
+from models.checkpointing import checkpointed_if
 from models.norms import Layers, dense_block, dense_block_kernels
 from models.upsampling import upsample
 
@@ -58,11 +58,11 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> raw outputs of the four dense blocks, strides 4, 8, 16, 32."""
         checkpointing = self.checkpointing and self.training
-        features = compute(Layers(*self.features[:STEM]), images, checkpointing=checkpointing)
+        features = checkpointed_if(checkpointing, Layers(*self.features[:STEM]), images)
         outputs = []
         for name, layer in list(self.features.named_children())[STEM:]:
             if not name.startswith("denseblock"):
-                features = compute(Layers(*layer), features, checkpointing=checkpointing)
+                features = checkpointed_if(checkpointing, Layers(*layer), features)
                 continue
             if kernels := dense_block_kernels(layer, features):
                 features = dense_block(layer, features, kernels, checkpointing)
@@ -76,7 +76,7 @@ def checkpointed_layers(block: nn.Module, features: Tensor) -> Tensor:
     """A dense block that keeps each layer's input and output alone; the inputs are shared."""
     seen = [features]
     for layer in block.children():
-        seen.append(compute(layer, list(seen), checkpointing=True))  # a list of its own, for this one grows
+        seen.append(checkpointed_if(True, layer, list(seen)))  # a list of its own, for this one grows
     return torch.cat(seen, dim=1)
 
 
@@ -139,7 +139,7 @@ class Ladder(nn.Module):
 
     def forward(self, features: Tensor, skips: list[Tensor]) -> Tensor:
         for step, skip in zip(self.upsample_layers.children(), skips, strict=True):
-            features = compute(step, features, skip, checkpointing=self.checkpointing and self.training)
+            features = checkpointed_if(self.checkpointing and self.training, step, features, skip)
         return features
 
 
@@ -164,13 +164,13 @@ class LadderDenseNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         checkpointing = self.checkpointing and self.training
         *skips, coarsest = self.backbone(images)
-        context = compute(self.spp, coarsest, checkpointing=checkpointing)
+        context = checkpointed_if(checkpointing, self.spp, coarsest)
         features = self.upsample(context, skips[::-1])
         size = images.shape[2:]
-        class_logits = upsample(compute(self.logits, features, checkpointing=checkpointing), size)
+        class_logits = upsample(checkpointed_if(checkpointing, self.logits, features), size)
         if not self.hybrid:
             return class_logits
-        return class_logits, upsample(compute(self.logits_ood, features, checkpointing=checkpointing), size)
+        return class_logits, upsample(checkpointed_if(checkpointing, self.logits_ood, features), size)
 
 
 def backbone_slower(model: LadderDenseNet, lr: float, factor: float) -> list[dict]:

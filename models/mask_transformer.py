@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpointing import compute
+from models.checkpointing import checkpointed_if
 from models.vit import Block, start_linear
 
 
@@ -54,6 +54,6 @@ class MaskTransformer(nn.Module):
         patches = self.proj_dec(patches)
         tokens = torch.cat([patches, self.cls_emb.expand(len(patches), -1, -1)], dim=1)
         for block in self.blocks:
-            tokens = compute(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
+            tokens = checkpointed_if(self.checkpointing and self.training, block, tokens, random=True)
         tokens = self.decoder_norm(tokens)
         return tokens[:, : -self.num_classes], tokens[:, -self.num_classes :]

@@ -8,25 +8,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from errors import WrongInput
-from models.checkpointing import compute
+from models.checkpointing import checkpointed_if
 
 IMAGENET_CLASSES = 1000
-
-
-class DropPath(nn.Module):
-    """In training, leaves a residual branch out for whole samples at the given rate, and scales up the others."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, branch: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return branch
-        kept = 1 - self.rate
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(kept).div_(kept)
 
 
 class Attention(nn.Module):
@@ -70,7 +57,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.attn = Attention(width, heads, dropout)
         self.mlp = MLP(width, dropout)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
@@ -123,7 +110,7 @@ class VisionTransformer(nn.Module):
         patches = patches.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + positions
         for block in self.blocks:
-            tokens = compute(block, tokens, checkpointing=self.checkpointing and self.training, random=True)
+            tokens = checkpointed_if(self.checkpointing and self.training, block, tokens, random=True)
         return self.norm(tokens)[:, 1:]  # without the class token, which stands first
 
 

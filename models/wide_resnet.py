@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpointing import compute
+from models.checkpointing import checkpointed_if
 from models.norms import Layers
 
 # Number of blocks, widths of a block's convolutions, stride of the first block, dilation, channel dropout.
@@ -85,7 +85,7 @@ class WideResNet38(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         stem = nn.Sequential(self.mod1, nn.MaxPool2d(3, stride=2, padding=1))
-        fine = self.stage("mod2", compute(stem, images, checkpointing=self.checkpointing and self.training))
+        fine = self.stage("mod2", checkpointed_if(self.checkpointing and self.training, stem, images))
         coarse = self.stage("mod3", F.max_pool2d(fine, 3, stride=2, padding=1))
         for name in ("mod4", "mod5", "mod6", "mod7"):
             coarse = self.stage(name, coarse)
@@ -94,5 +94,5 @@ class WideResNet38(nn.Module):
     def stage(self, name: str, features: Tensor) -> Tensor:
         for block in getattr(self, name):
             checkpointing = self.checkpointing and self.training
-            features = compute(block, features, checkpointing=checkpointing, random=STAGES[name][-1] > 0)
+            features = checkpointed_if(checkpointing, block, features, random=STAGES[name][-1] > 0)
         return features

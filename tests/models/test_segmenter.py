@@ -21,7 +21,7 @@ from models import (
 )
 from models.mask_transformer import MaskTransformer
 from models.segmenter import Segmenter
-from models.vit import Attention, Block, DropPath, VisionTransformer, resize_positions
+from models.vit import Attention, Block, VisionTransformer, resize_positions
 from tests.golden.fill import golden_image, golden_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -295,20 +295,21 @@ def test_weights_start_as_is_usual_for_transformers():
 
 def test_drop_path_rises_linearly_over_the_encoders_blocks_and_is_nowhere_else():
     model = meta_model()
-    rates = [block.drop_path.rate for block in model.model.encoder.blocks]
+    rates = [block.drop_path.p for block in model.model.encoder.blocks]
     assert rates == pytest.approx([0.1 * number / 11 for number in range(12)])
     for decoder in (model.model.decoder, model.model.decoder_th):
-        assert [block.drop_path.rate for block in decoder.blocks] == [0, 0]
+        assert [block.drop_path.p for block in decoder.blocks] == [0, 0]
 
 
 def test_drop_path_takes_whole_samples_at_its_rate_and_keeps_the_mean():
     torch.manual_seed(0)
     branch = torch.ones(20000, 2, 3)
-    dropped = DropPath(0.3).train()(branch)
+    drop_path = Block(8, heads=2, drop_path=0.3).drop_path
+    dropped = drop_path.train()(branch)
     assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert (dropped == dropped[:, :1, :1]).all()
     assert (dropped[:, 0, 0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.013)  # four standard deviations
-    assert DropPath(0.3).eval()(branch) is branch
+    assert drop_path.eval()(branch) is branch
 
 
 def test_a_block_drops_its_two_branches_independently():
@@ -355,7 +356,7 @@ def test_attention_weights_the_projection_and_both_mlp_layers_drop_in_training_o
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_training_is_random(kind):
     model = small_segmenter(kind)
-    model.model.encoder.blocks[2].drop_path.rate = 0.5
+    model.model.encoder.blocks[2].drop_path.p = 0.5
     images = torch.rand(8, 3, 16, 16)
 
     def runs():
