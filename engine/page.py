@@ -1,12 +1,16 @@
-"""The parts of an evaluation's page, index.html: every picture is inside it, and nothing is fetched from elsewhere."""
+"""The parts of an evaluation's page, index.html: every picture is inside it, and nothing is fetched from elsewhere.
+
+The page's HTML is engine/templates/; all that is put into it is escaped there, but for parts that come from there.
+"""
 
 import base64
+import functools
 import io
-from html import escape
 from pathlib import Path
-from string import Template
 
+import jinja2
 import yaml
+from markupsafe import Markup
 from PIL import Image
 
 from engine.pictures import (
@@ -20,126 +24,118 @@ from engine.pictures import (
 )
 from engine.results import cell_text
 
-TEMPLATE = Path(__file__).with_name("page.html")
 CELL_WIDTH = 480  # pixels of one picture of a frame
 
 
+@functools.cache
+def templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell_text"] = cell_text
+    return environment
+
+
 def page(title: str, subtitle: str, sections: dict[str, str], headline: dict[str, float] | None = None) -> str:
-    """The whole page. Title, subtitle and the sections' titles are words, the sections themselves HTML."""
-    parts = [f"<section>\n<h2>{escape(name)}</h2>\n{content}\n</section>" for name, content in sections.items()]
-    tiles = f'<dl class="headline">\n{html_headline(headline)}\n</dl>' if headline else ""
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(title), subtitle=escape(subtitle), headline=tiles, sections="\n".join(parts)
-    )
+    """The whole page.
+
+    sections  {title: what the functions below give}; other text is escaped
+    headline  name -> fraction
+    """
+    template = templates().get_template("page.html")
+    return template.render(title=title, subtitle=subtitle, sections=sections, headline=headline or {})
 
 
-def html_paragraph(words: str) -> str:
-    return f"<p>{escape(words)}</p>\n"
+def part(macro: str, *values) -> Markup:
+    """What a macro of parts.html makes of the values."""
+    return getattr(templates().get_template("parts.html").module, macro)(*values)
 
 
-def html_link(path: str, words: str) -> str:
-    return f'<p><a href="{escape(path)}">{escape(words)}</a></p>\n'
+def html_paragraph(words: str) -> Markup:
+    return part("paragraph", words)
 
 
-def html_headline(figures: dict[str, float]) -> str:
-    return "\n".join(
-        f"<div><dt>{escape(name)}</dt><dd>{cell_text(value) or '&ndash;'} <small>%</small></dd></div>"
-        for name, value in figures.items()
-    )
+def html_link(path: str, words: str) -> Markup:
+    return part("link", path, words)
 
 
-def html_tables(tables: dict[str, list[list]]) -> str:
-    return "\n".join(f"<h3>{escape(title)}</h3>\n{html_table(rows)}" for title, rows in tables.items())
+def html_tables(tables: dict[str, list[list]]) -> Markup:
+    return Markup("\n").join(part("titled", title, html_table(rows)) for title, rows in tables.items())
 
 
-def html_table(rows: list[list]) -> str:
+def html_table(rows: list[list]) -> Markup:
     """The first row is the header; columns of numbers alone stand flush right."""
     header, *body = [[cell_text(value) for value in row] for row in rows]
     numbers = [all(is_number(row[column]) for row in body) for column in range(len(header))]
-    classes = [' class="number"' if number else "" for number in numbers]
-    lines = []
-    for tag, row in [("th", header), *(("td", row) for row in body)]:
-        cells = [f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(row, classes, strict=True)]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>\n"
+    return part("table", header, body, numbers)
 
 
 def is_number(cell: str) -> bool:
     return not cell.strip("0123456789.,-+ ?")
 
 
-def html_panels(panels: dict[str, bytes]) -> str:
+def html_panels(panels: dict[str, bytes]) -> Markup:
     """PNG files by what they show."""
-    images = [f'<img src="{data_uri(content, "png")}" alt="{escape(name)}">' for name, content in panels.items()]
-    return '<div class="panels">\n' + "\n".join(images) + "\n</div>\n"
+    return part("panels", {name: data_uri(content, "png") for name, content in panels.items()})
 
 
-def html_frames(frames: dict[str, Picture], score_name: str, colours: Colours, truth_colours: Colours | None) -> str:
+def html_frames(frames: dict[str, Picture], score_name: str, colours: Colours, truth_colours: Colours | None) -> Markup:
     """Each frame under its caption, and the legend of the class colours."""
     if not frames:
         return html_paragraph("No frame has an AP: that takes outliers and other pixels.")
     low, high = heat_range([picture.scores for picture in frames.values()])
-    figures = []
-    for caption, picture in frames.items():
-        cells = picture_cells(picture, colours, low, high, truth_colours)
-        images = [
-            f'<div><img src="{jpeg_uri(Image.fromarray(cell), CELL_WIDTH)}" alt="{title} of {escape(caption)}">'
-            f"<span>{title}</span></div>"
-            for title, cell in cells.items()
-        ]
-        figures.append(
-            f'<figure class="frame"><figcaption>{escape(caption)}</figcaption>\n<div class="cells">\n'
-            + "\n".join(images)
-            + "\n</div></figure>\n"
-        )
+    cells = {
+        caption: {
+            title: jpeg_uri(Image.fromarray(cell), CELL_WIDTH)
+            for title, cell in picture_cells(picture, colours, low, high, truth_colours).items()
+        }
+        for caption, picture in frames.items()
+    }
     legend = [*(colours | (truth_colours or {})).items(), ("unknown", UNKNOWN_COLOUR), ("ignored", IGNORE_COLOUR)]
-    swatches = [f'<li><i style="background:rgb{tuple(colour)}"></i>{escape(name)}</li>' for name, colour in legend]
     note = html_paragraph(f"Best and worst by the AP of the frame's own pixels; {heat_note(score_name, low, high)}.")
-    return note + '<ul class="legend">' + "".join(swatches) + "</ul>\n" + "".join(figures)
+    return note + part("frames", cells, legend)
 
 
-def html_sheet(path: Path) -> str:
+def html_sheet(path: Path) -> Markup:
     """The sheet of frames that were chosen evenly, where there is one."""
     if not path.exists():
-        return ""
+        return Markup()
     with Image.open(path) as sheet:
-        image = (
-            f'<img class="sheet" src="{jpeg_uri(sheet.convert("RGB"))}" alt="frames spread evenly over the data set">'
-        )
-    return (
-        f'<details><summary>Frames spread evenly over the data set</summary><div class="wide">{image}</div></details>\n'
-    )
+        image = part("sheet", jpeg_uri(sheet.convert("RGB")), "frames spread evenly over the data set")
+    return part("folded", "Frames spread evenly over the data set", image)
 
 
-def html_every_frame(ap: dict[str, float | None], score_name: str) -> str:
+def html_every_frame(ap: dict[str, float | None], score_name: str) -> Markup:
     rows = [
         [f"frame, {score_name} score", "AP %"],
         *([name, "" if each is None else each] for name, each in ap.items()),
     ]
-    return f"<details><summary>AP of each of {len(ap)} frames</summary>{html_table(rows)}</details>\n"
+    return part("folded", f"AP of each of {len(ap)} frames", html_table(rows))
 
 
-def html_record(record: dict) -> str:
+def html_record(record: dict) -> Markup:
     """The command, what it ran on and with, and the recipe of the weights."""
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     facts = {
         "data root": record["dataroot"],
         "images": record["images"],
         "weights": record["weights"],
         "SHA-256 of the weights": record["weights_sha256"],
         "git revision": record["revision"] or "none, not a git checkout",
-        "versions": versions,
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         "device": record["device"],
         "precision": record["precision"],
     }
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
     if record["recipe"] is None:
         recipe = html_paragraph("No recipe.yaml lies beside the weights, so how they were trained is not recorded.")
     else:
         text = yaml.safe_dump(record["recipe"], sort_keys=False, default_flow_style=None, width=90)
-        recipe = f"<details><summary>Recipe of the weights</summary><pre>{escape(text)}</pre></details>\n"
+        recipe = part("folded", "Recipe of the weights", part("text", text))
     command = record["command"].replace(" --", " \\\n    --")  # one flag a line, to copy as it is
-    return f'<pre>{escape(command)}</pre>\n<dl class="facts">{items}</dl>\n{recipe}'
+    return part("facts", command, facts) + recipe
 
 
 def jpeg_uri(picture: Image.Image, width: int | None = None) -> str:

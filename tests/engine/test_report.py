@@ -24,7 +24,7 @@ from engine.curves import distribution_of, panels_png, plot_histogram, plot_prec
 from engine.evaluate import Frame
 from engine.evaluation import FrameRanking, start_evaluation
 from engine.flags import script_parser
-from engine.page import html_table
+from engine.page import html_paragraph, html_table, page
 from engine.pictures import GAP, HEADER, LEGEND_LINE, save_grid
 from engine.report import PUBLISHED, published_tables
 from engine.results import cell_text
@@ -498,6 +498,11 @@ def test_columns_of_numbers_stand_flush_right_and_words_are_escaped():
     table = html_table([["a<b", "AP %"], ["<i>", 0.5], ["x", float("nan")]])
     assert table.count('class="number"') == 3 and "<i>" not in table and "&lt;i&gt;" in table
     assert f">{cell_text(0.5)}<" in table and "nan" not in table
+
+
+def test_what_is_no_part_of_a_page_is_escaped_in_it():
+    text = page("a<b", "c&d", {"e<f": html_paragraph("g<h"), "words": "<i>"}, {"j<k": 0.5})
+    assert all(words in text for words in ("a&lt;b", "c&amp;d", "e&lt;f", "<p>g&lt;h</p>", "&lt;i&gt;", "j&lt;k"))
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from data.decoding import MAX_PIXELS
 from engine import run_script, write_results
-from engine.evaluate import markdown_table
 from engine.files import require_writable
 from engine.flags import Parser, available_cores, number_of_workers, whole_number
+from engine.results import markdown_table
 from tools.check_data.check import check
 from tools.check_data.problems import summary
 from tools.check_data.sources import SOURCES
