@@ -180,7 +180,7 @@ def photographs(root):
     return root
 
 
-LABELLED = {  # the writers by the data sets' names in tools/check_data.py
+LABELLED = {  # the writers by the data sets' names in tools/check_data/sources.py
     "street-hazards": street_hazards,
     "cityscapes": cityscapes,
     "lf": lost_and_found,
