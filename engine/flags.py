@@ -23,8 +23,12 @@ class Parser(argparse.ArgumentParser):
     """Shows the description as it is written, takes no shortened flags and no empty values, and ends in one line."""
 
     def __init__(self, description: str):
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # of a package, python -m runs its __main__.py
         super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+            prog=f"python -m {module.name.removesuffix('.__main__')}" if module else None,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         self.of_the_run = self.add_argument_group("how this run goes")
         self.run_flags: dict[str, Any] = {}  # and their types

@@ -22,7 +22,7 @@ from engine import curves, flags, run_script
 from engine.device import peak_memory
 from engine.pictures import save_grid
 from tests.support.parsers import SCRIPTS, script_module
-from tools import predict
+from tools.predict.__main__ import main as predict
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROOMS = ("data", "engine", "losses", "methods", "metrics", "models", "tools", "demo")
@@ -78,7 +78,7 @@ def test_pictures_of_odd_names_are_predicted_and_told(in_tmp, random_weights):
     words = ["--params", random_weights["hybrid"], "--network", "ldn121", "--input", "in", "--folder", "out"]
     with latin_1() as shown:
         with pytest.raises(SystemExit, match="3 inputs failed") as ended:
-            run_script(lambda: predict.main([*map(str, words), "--device", "cpu", "--workers", "1"]))
+            run_script(lambda: predict([*map(str, words), "--device", "cpu", "--workers", "1"]))
         assert b"3 of 6 inputs done now" in shown.getvalue()
     told = str(ended.value.code)
     assert r"stra\udcdfe.jpg" in told and r"line\nbreak.jpg" in told

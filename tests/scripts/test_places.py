@@ -15,8 +15,8 @@ from models import load_imagenet_densenet121, load_weights, open_network
 from models.weights import read_state_dict
 from tests.support.parsers import EVALUATIONS, TRAININGS, Network, parser_of, script_module, spare_networks, words_for
 from tests.support.stand_ins import put_in_place
-from tools import predict
 from tools.check_data.__main__ import main as check_data
+from tools.predict.calibration import read_calibration
 
 LONG = "n" * 300
 
@@ -239,7 +239,7 @@ READERS = {
     "weights": lambda place: read_state_dict(place),
     "a network": lambda place: open_network(place, "ldn121"),
     "ImageNet's DenseNet": lambda place: load_imagenet_densenet121(SimpleNamespace(backbone=Network()), place),
-    "a calibration": lambda place: predict.read_calibration(Path(place), "hybrid", "x"),
+    "a calibration": lambda place: read_calibration(Path(place), "hybrid", "x"),
     "a flow": lambda place: load_weights(Network(), place, source=FLOW_SOURCE),
 }
 

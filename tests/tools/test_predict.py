@@ -1,4 +1,4 @@
-"""predict.py: every file against the model's own outputs, and what happens to odd inputs and interrupted runs."""
+"""tools.predict: every file against the model's own outputs, and what happens to odd inputs and interrupted runs."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ import evaluate_osr_sh
 from data import COCO20, Cityscapes, StreetHazards
 from data.files import read_photograph
 from engine import SlidingWindows, run_script
-from engine.pictures import HEAT, UNKNOWN_COLOUR, heat_range, heat_sample, score_png
+from engine.pictures import UNKNOWN_COLOUR, heat_range, heat_sample
 from engine.results import SCHEMA
 from errors import message_of
 from models import ladder_densenet121
@@ -28,7 +29,9 @@ from models.vit import VisionTransformer
 from tests.support.layouts import claiming, coco_names, coco_photograph, labels_of, noise, write
 from tests.support.networks import save_random_weights
 from tests.support.stand_ins import put_in_place
-from tools import predict
+from tools.predict import calibration, folder, memory, network
+from tools.predict.__main__ import main
+from tools.predict.drawing import score_png
 
 K = 12
 COLOURS = np.array([*StreetHazards.class_colours.values(), UNKNOWN_COLOUR])
@@ -41,7 +44,7 @@ def flags(weights, *more, source="in", network="ldn121"):
 
 
 def run(weights, *more, **rest):
-    predict.main(flags(weights, *more, **rest))
+    main(flags(weights, *more, **rest))
     return report()
 
 
@@ -101,13 +104,13 @@ def photographs(in_tmp):
 @pytest.fixture
 def passes(monkeypatch):
     """The sizes of the images that went through the network"""
-    sizes, whole = [], predict.predicted
+    sizes, whole = [], network.predicted
 
     def counted(model, score_name, image, *rest):
         sizes.append(tuple(image.shape[2:]))
         return whole(model, score_name, image, *rest)
 
-    monkeypatch.setattr(predict, "predicted", counted)
+    monkeypatch.setattr(network, "predicted", counted)
     return sizes
 
 
@@ -136,10 +139,8 @@ def test_every_file_is_what_the_network_says(photographs, random_weights):
         back, step = recovered(score)
         np.testing.assert_allclose(back, scores[name], rtol=0, atol=1.01 * step + 2e-5)
         assert (line["low"], line["high"]) == pytest.approx((scores[name].min(), scores[name].max()), abs=1e-4)
-        place = (scores[name].clip(-15, -2) + 15) / 13 * (len(HEAT) - 1)
-        before = np.minimum(place.astype(int), len(HEAT) - 2)
-        shades = HEAT[before] + (place - before)[..., None] * (HEAT[before + 1] - HEAT[before])
-        assert np.abs(values(heat) - shades).max() < 1.01
+        shades = 255 * matplotlib.colormaps["inferno"]((scores[name].clip(-15, -2) + 15) / 13)[..., :3]
+        assert np.abs(values(heat) - shades).max() < 6  # a step of its 256 colours is at most 5
         share = np.where(unknown, 0.7, 0.4)[..., None]
         expected = (1 - share) * image + share * COLOURS[np.where(unknown, K, prediction)]
         assert np.abs(values(overlay) - expected).max() < 0.51
@@ -274,20 +275,20 @@ def test_an_interrupted_run_does_only_the_rest(photographs, random_weights, pass
     whole = {path.relative_to("out"): path.read_bytes() for path in Path("out").rglob("*.png")}
     shutil.rmtree("out")
     passes.clear()
-    counted = predict.predicted
+    counted = network.predicted
 
     def interrupted(*inputs):
         if len(passes) == 2:
             raise KeyboardInterrupt
         return counted(*inputs)
 
-    monkeypatch.setattr(predict, "predicted", interrupted)
+    monkeypatch.setattr(network, "predicted", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(random_weights["hybrid"])
     assert "the same command does the rest" in capsys.readouterr().out
     with open("out/report.jsonl", "a") as torn:
         torn.write('{"name": "b/d.bmp", "sta')
-    monkeypatch.setattr(predict, "predicted", counted)
+    monkeypatch.setattr(network, "predicted", counted)
     assert run(random_weights["hybrid"]).keys() == photographs.keys() and len(passes) == 3
     assert {path.relative_to("out"): path.read_bytes() for path in Path("out").rglob("*.png")} == whole
     assert not list(Path("out").rglob("*.part"))
@@ -327,7 +328,7 @@ def test_damaged_settings_are_told_in_one_line(content, in_tmp):
     Path("out").mkdir()
     Path("out/settings.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"out/settings\.json is damaged, .*; choose another --folder") as refused:
-        predict.open_folder(Path("out"), {"score": "hybrid"})
+        folder.open_folder(Path("out"), {"score": "hybrid"})
     assert message_of(refused.value)
 
 
@@ -441,8 +442,8 @@ def test_a_picture_that_memory_does_not_suffice_for_costs_only_its_own_line(phot
             raise torch.OutOfMemoryError("CUDA out of memory")
         return scored(score_name, *logits)
 
-    scored = predict.anomaly_score
-    monkeypatch.setattr(predict, "anomaly_score", too_large)
+    scored = network.anomaly_score
+    monkeypatch.setattr(network, "anomaly_score", too_large)
     draw("in/a.png", 36, 45)
     with pytest.raises(SystemExit, match=r"1 inputs failed(.|\n)*45x36 pixels; try --max_side or --tile"):
         run(random_weights["hybrid"])
@@ -455,7 +456,7 @@ def test_a_picture_that_memory_does_not_suffice_for_costs_only_its_own_line(phot
 def test_no_more_than_some_predictions_are_kept(workers, in_tmp, random_weights, monkeypatch):
     for number in range(12):
         draw(f"in/{number}.png", seed=number)
-    alive, most, whole = weakref.WeakValueDictionary(), [], predict.predicted
+    alive, most, whole = weakref.WeakValueDictionary(), [], network.predicted
 
     def watched(*inputs):
         classes, scores = whole(*inputs)
@@ -463,7 +464,7 @@ def test_no_more_than_some_predictions_are_kept(workers, in_tmp, random_weights,
         most.append(len(alive))
         return classes, scores
 
-    monkeypatch.setattr(predict, "predicted", watched)
+    monkeypatch.setattr(network, "predicted", watched)
     assert len(run(random_weights["hybrid"], "--workers", str(workers))) == 12
     assert len(most) == 12 and max(most) <= workers + 3
 
@@ -594,45 +595,45 @@ def test_results_behind_a_link_are_no_inputs(in_tmp, random_weights):
 
 
 def gigabytes(network, seen, at_once, whole):
-    return (predict.NETWORK_BYTES[network] * at_once + (8 * 14 + 40) * seen + predict.RESULT_BYTES * whole) / 1e9
+    return (memory.NETWORK_BYTES[network] * at_once + (8 * 14 + 40) * seen + memory.RESULT_BYTES * whole) / 1e9
 
 
 def test_a_picture_that_would_not_fit_into_memory_is_told_what_it_takes(monkeypatch):
     whole = gigabytes("ldn121", 2e6, 2e6, 2e6)
-    monkeypatch.setattr(predict, "free_memory", lambda: int(whole * 1e9) - 1)
+    monkeypatch.setattr(memory, "free_memory", lambda: int(whole * 1e9) - 1)
     tiled, small = gigabytes("ldn121", 2e6, 1000 * 1024, 2e6), gigabytes("ldn121", 2e6, 2e6, 2e6)
     with pytest.raises(ValueError) as error:
-        predict.check_memory(1000, 2000, "ldn121", 12, None, None)
+        memory.check_memory(1000, 2000, "ldn121", 12, None, None)
     assert str(error.value) == (
         f"its 2000x1000 pixels take about {whole:.1f} GB of memory and {whole:.1f} GB are free; "
         f"try --max_side 2048 (about {small:.1f} GB) or --tile 1024 (about {tiled:.1f} GB)"
     )
-    predict.check_memory(1000, 2000, "ldn121", 12, None, 1024)
-    predict.check_memory(1000, 2000, "ldn121", 12, 1500, None)
-    monkeypatch.setattr(predict, "free_memory", lambda: int(whole * 1e9) + 1)
-    predict.check_memory(1000, 2000, "ldn121", 12, None, None)
-    monkeypatch.setattr(predict, "free_memory", lambda: None)
-    predict.check_memory(10**6, 10**6, "ldn121", 12, None, None)
+    memory.check_memory(1000, 2000, "ldn121", 12, None, 1024)
+    memory.check_memory(1000, 2000, "ldn121", 12, 1500, None)
+    monkeypatch.setattr(memory, "free_memory", lambda: int(whole * 1e9) + 1)
+    memory.check_memory(1000, 2000, "ldn121", 12, None, None)
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    memory.check_memory(10**6, 10**6, "ldn121", 12, None, None)
 
 
 def test_a_strip_that_segmenter_would_enlarge_beyond_memory_is_told(monkeypatch):
-    monkeypatch.setattr(predict, "free_memory", lambda: 4 * 10**9)
-    predict.check_memory(400, 400, "segmenter", 20, None, None)
+    monkeypatch.setattr(memory, "free_memory", lambda: 4 * 10**9)
+    memory.check_memory(400, 400, "segmenter", 20, None, None)
     with pytest.raises(ValueError, match=r"its 100000x2 pixels take about \d+\.\d GB .* try --max_side 2048"):
-        predict.check_memory(2, 100000, "segmenter", 20, None, None)
+        memory.check_memory(2, 100000, "segmenter", 20, None, None)
 
 
 @pytest.mark.slow
 def test_a_picture_for_which_memory_does_not_suffice_leaves_the_others_be(photographs, random_weights, monkeypatch):
     draw("in/a.png", 36, 4000)
-    monkeypatch.setattr(predict, "free_memory", lambda: 30_000_000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 30_000_000)
     with pytest.raises(SystemExit, match=r"1 inputs failed(.|\n)*4000x36 pixels take about .* --tile 1024"):
         run(random_weights["hybrid"])
     assert [line["status"] for line in report().values()].count("done") == 2
 
 
 def test_free_memory_is_no_more_than_the_machine_has():
-    free = predict.free_memory()
+    free = memory.free_memory()
     if free is None:
         pytest.skip("what is free is told by Linux")
     assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -651,9 +652,7 @@ def test_pictures_of_one_stem_stay_apart_and_results_are_no_inputs(in_tmp, rando
     for name, line in lines.items():
         assert values(f"out/closed/{name}.png").shape[1] == line["width"]
     with pytest.raises(ValueError, match=r"--folder \. is the folder of the input"):
-        predict.main(
-            ["--params", str(random_weights["hybrid"]), "--network", "ldn121", "--input", ".", "--folder", "."]
-        )
+        main(["--params", str(random_weights["hybrid"]), "--network", "ldn121", "--input", ".", "--folder", "."])
 
 
 def test_a_single_picture_is_an_input(photographs, random_weights):
@@ -698,7 +697,7 @@ def test_the_threshold_of_pooled_pixels_is_taken_from_evaluate_ood(street_hazard
     evaluate_ood.main([*world, "ood", "--pooled", "--scores", "hybrid", "entropy"])
     results = json.loads(Path("ood/results.json").read_text())
     for score in ("hybrid", "entropy"):
-        found = predict.read_calibration(Path("ood/results.json"), score, str(random_weights["hybrid"]))
+        found = calibration.read_calibration(Path("ood/results.json"), score, str(random_weights["hybrid"]))
         assert found == (
             results["figures"]["pooled"][score]["threshold95"],
             results["calibration"][score]["heat_range"],
@@ -732,11 +731,11 @@ def test_the_threshold_of_pooled_pixels_is_taken_from_evaluate_ood(street_hazard
 def test_the_lower_of_two_towns_thresholds_is_taken_from_evaluate_osr_sh(street_hazards, random_weights, in_tmp):
     results = evaluate_osr_sh.main(["--dataroot", str(street_hazards), "--model", str(random_weights["hybrid"]),
                                     "--device", "cpu", "--workers", "0", "--folder", "osr"])  # fmt: skip
-    threshold, heat = predict.read_calibration(Path("osr/results.json"), "hybrid", random_weights["hybrid"])
+    threshold, heat = calibration.read_calibration(Path("osr/results.json"), "hybrid", random_weights["hybrid"])
     assert threshold == min(results["figures"]["t5"]["threshold"], results["figures"]["t6"]["threshold"])
     assert heat == results["calibration"]["hybrid"]["heat_range"] and heat[0] < heat[1]
     with pytest.raises(ValueError, match="threshold for the score hybrid, and the score here is entropy"):
-        predict.read_calibration(Path("osr/results.json"), "entropy", random_weights["hybrid"])
+        calibration.read_calibration(Path("osr/results.json"), "entropy", random_weights["hybrid"])
 
 
 @pytest.mark.slow
@@ -757,13 +756,13 @@ def test_the_threshold_is_taken_from_evaluate_osr_coco(segmenter_weights):
         "0",
     ]
     results = evaluate_osr_coco.main([*common, "--folder", "osr"])
-    found = predict.read_calibration(Path("osr/results.json"), "hybrid", segmenter_weights)
+    found = calibration.read_calibration(Path("osr/results.json"), "hybrid", segmenter_weights)
     assert found == (results["figures"]["threshold"], results["calibration"]["hybrid"]["heat_range"])
     lines = run(segmenter_weights, "--calibration", "osr/results.json", source="coco/images", network="segmenter")
     assert lines["val2017/unknown.jpg"]["unknown_share"] >= 0.95
     evaluate_osr_coco.main([*common, "--folder", "released", "--released_scoring"])
     with pytest.raises(ValueError, match=r"released/results\.json was made with --released_scoring"):
-        predict.read_calibration(Path("released/results.json"), "hybrid", segmenter_weights)
+        calibration.read_calibration(Path("released/results.json"), "hybrid", segmenter_weights)
 
 
 def write_calibration(**found):
@@ -795,7 +794,7 @@ def test_a_calibration_that_is_none_is_explained(content, told, in_tmp):
     if content is not None:
         Path("c.json").write_text(content)
     with pytest.raises((ValueError, OSError), match=told):
-        predict.read_calibration(Path("c.json"), "hybrid", "w.pth")
+        calibration.read_calibration(Path("c.json"), "hybrid", "w.pth")
 
 
 @pytest.mark.parametrize(
@@ -811,15 +810,15 @@ def test_a_calibration_that_is_none_is_explained(content, told, in_tmp):
 def test_a_threshold_that_is_none_is_explained(threshold, told, in_tmp):
     write_calibration(threshold=threshold)
     with pytest.raises(ValueError, match=told):
-        predict.read_calibration(Path("c.json"), "hybrid", "w.pth")
+        calibration.read_calibration(Path("c.json"), "hybrid", "w.pth")
     with pytest.raises(ValueError, match="threshold for the score hybrid, and the score here is entropy"):
-        predict.read_calibration(Path("c.json"), "entropy", "w.pth")
+        calibration.read_calibration(Path("c.json"), "entropy", "w.pth")
 
 
 def test_a_calibration_of_other_weights_is_taken_and_said(in_tmp, capsys):
     write_calibration(threshold=-2.5, heat_range=[-9, 3])
     Path("w.pth").touch()
-    assert predict.read_calibration(Path("c.json"), "hybrid", "w.pth") == (-2.5, [-9, 3])
+    assert calibration.read_calibration(Path("c.json"), "hybrid", "w.pth") == (-2.5, [-9, 3])
     assert "found for other.pth, the weights here, w.pth, are others" in capsys.readouterr().out
 
 
@@ -829,7 +828,7 @@ def test_a_calibration_of_other_weights_is_taken_and_said(in_tmp, capsys):
 def test_a_range_of_heat_that_is_none_is_said_and_not_taken(heat, in_tmp, capsys):
     write_calibration(heat_range=heat)
     Path("w.pth").touch()
-    assert predict.read_calibration(Path("c.json"), "hybrid", "w.pth") == (1.0, None)
+    assert calibration.read_calibration(Path("c.json"), "hybrid", "w.pth") == (1.0, None)
     assert "note: c.json has no heat_range that can be used" in capsys.readouterr().out
 
 
@@ -864,7 +863,7 @@ def video(in_tmp):
 
 
 def test_frames_of_a_video_are_predicted_one_by_one(video, random_weights, passes):
-    predict.main(flags(random_weights["hybrid"], "--threshold", "-100", source=video))
+    main(flags(random_weights["hybrid"], "--threshold", "-100", source=video))
     lines = [json.loads(line) for line in Path("out/report.jsonl").read_text().splitlines()]
     assert [line.get("frame") for line in lines] == [0, 1, 2, 3, 4, None] and passes == [(50, 66)] * 5
     assert lines[-1]["frames"] == 5 and lines[-1]["status"] == "done" and lines[-1]["fps"] == 10
@@ -876,13 +875,13 @@ def test_frames_of_a_video_are_predicted_one_by_one(video, random_weights, passe
     share = np.where(opened == K, 0.7, 0.4)[..., None]
     shown = np.frombuffer(list(frames)[2], np.uint8).reshape(50, 66, 3)
     assert np.abs(shown - ((1 - share) * 80 + share * COLOURS[opened])).mean() < 12  # the format loses much
-    predict.main(flags(random_weights["hybrid"], "--threshold", "-100", source=video))
+    main(flags(random_weights["hybrid"], "--threshold", "-100", source=video))
     assert len(passes) == 5
     assert len(Path("out/report.jsonl").read_text().splitlines()) == 6
 
 
 def test_an_interrupted_video_begins_anew(video, random_weights, monkeypatch):
-    whole, calls = predict.predicted, []
+    whole, calls = network.predicted, []
 
     def interrupted(*inputs):
         calls.append(1)
@@ -890,11 +889,11 @@ def test_an_interrupted_video_begins_anew(video, random_weights, monkeypatch):
             raise KeyboardInterrupt
         return whole(*inputs)
 
-    monkeypatch.setattr(predict, "predicted", interrupted)
+    monkeypatch.setattr(network, "predicted", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        predict.main(flags(random_weights["hybrid"], source=video))
+        main(flags(random_weights["hybrid"], source=video))
     assert not Path("out/overlay/street.mp4.mp4").exists()
-    predict.main(flags(random_weights["hybrid"], source=video))
+    main(flags(random_weights["hybrid"], source=video))
     lines = [json.loads(line) for line in Path("out/report.jsonl").read_text().splitlines()]
     assert [line.get("frame") for line in lines] == [0, 1, 2, 3, 4, None]
     assert len({tuple(line["heat_range"]) for line in lines[:-1]}) == 1
