@@ -52,7 +52,7 @@ def heat_colours() -> np.ndarray:
     """(256, 3) uint8, from cold to hot: even in lightness, readable by the colour-blind."""
     from engine.curves import matplotlib  # here, since importing it takes a while
 
-    return matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3]
+    return np.rint(255 * matplotlib.colormaps["inferno"](np.arange(256))[:, :3]).astype(np.uint8)
 
 
 def heat_sample(scores: Tensor) -> np.ndarray:

@@ -312,9 +312,9 @@ def test_class_pictures_colour_known_unknown_and_ignored_pixels():
 
 def test_heat_goes_from_black_at_the_low_end_to_pale_yellow_at_the_high_one():
     shown = pictures.heat_picture(np.array([[-5.0, 1.0, 2.0, 3.0, 99.0]]), 1.0, 3.0)
-    black, pale_yellow = [0, 0, 3], [252, 254, 164]
+    black, pale_yellow = [0, 0, 4], [252, 255, 164]
     assert shown[0, [0, 1]].tolist() == [black] * 2 and shown[0, [3, 4]].tolist() == [pale_yellow] * 2
-    assert shown[0, 2].tolist() == [187, 55, 84]  # the middle of inferno
+    assert shown[0, 2].tolist() == [188, 55, 84]  # the middle of inferno
     lightness = pictures.heat_picture(np.linspace(0, 1, 50)[None], 0, 1)[0].astype(int).sum(1)
     assert (np.diff(lightness) >= 0).all()
 
