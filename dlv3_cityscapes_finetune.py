@@ -8,7 +8,7 @@ Numbers: recipes.yaml, block dlv3_cityscapes_finetune. Expected result: README.m
 import torch
 
 from data import Cityscapes, WithFixedNegatives, WithNegatives, paste, train_transform
-from engine import add_fixed_flags, argument_parser, fit, require_two_at_once, run_script, start_run
+from engine import add_fixed_flags, argument_parser, fit, require_two_images_per_forward, run_script, start_run
 from methods import RealNegativesRecipe, add_negative_flags, hybrid_step, hybrid_validation, real_negatives
 from models import NVIDIA_SOURCE, NVIDIA_WEIGHTS, deeplabv3plus, load_weights
 
@@ -30,7 +30,7 @@ def main(argv=None):
     negatives = real_negatives(args, recipe)
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).
-    require_two_at_once(len(train_set), recipe, run)
+    require_two_images_per_forward(len(train_set), recipe, run)
     model = deeplabv3plus(Cityscapes.num_classes, checkpointing=run.checkpointing)
     if args.init != "none":
         load_weights(model, args.init, new=("logits_ood.",), source=NVIDIA_SOURCE)

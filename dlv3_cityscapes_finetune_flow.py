@@ -9,7 +9,7 @@ Numbers: recipes.yaml, block dlv3_cityscapes_finetune_flow. Expected result: REA
 import torch
 
 from data import Cityscapes, WithFixedNegatives, train_transform
-from engine import add_fixed_flags, argument_parser, fit, require_two_at_once, run_script, start_run
+from engine import add_fixed_flags, argument_parser, fit, require_two_images_per_forward, run_script, start_run
 from methods import FlowNegatives, FlowRecipe, add_flow_flags, hybrid_step, hybrid_validation
 from models import NVIDIA_SOURCE, NVIDIA_WEIGHTS, deeplabv3plus, load_weights
 
@@ -30,7 +30,7 @@ def main(argv=None):
     val_set = Cityscapes(args.dataroot, "val", cache=args.cache, max_pixels=args.max_pixels)
 
     # NVIDIA's closed-set model with a new head for P(d_out | x).
-    require_two_at_once(len(train_set), recipe, run)
+    require_two_images_per_forward(len(train_set), recipe, run)
     model = deeplabv3plus(Cityscapes.num_classes, checkpointing=run.checkpointing)
     if args.init != "none":
         load_weights(model, args.init, new=("logits_ood.",), source=NVIDIA_SOURCE)

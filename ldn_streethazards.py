@@ -8,7 +8,15 @@ Numbers: recipes.yaml, block ldn_streethazards. Expected result: README.md.
 import torch
 
 from data import StreetHazards, train_transform
-from engine import add_fixed_flags, argument_parser, fit, main_process_first, require_two_at_once, run_script, start_run
+from engine import (
+    add_fixed_flags,
+    argument_parser,
+    fit,
+    main_process_first,
+    require_two_images_per_forward,
+    run_script,
+    start_run,
+)
 from methods import LadderRecipe, closed_set_step, closed_set_validation
 from models import backbone_slower, ladder_densenet121, load_imagenet_densenet121
 
@@ -31,7 +39,7 @@ def main(argv=None):
     val_set = StreetHazards(args.dataroot, "validation", cache=args.cache, max_pixels=args.max_pixels)
 
     # A network of which only the backbone is trained already.
-    require_two_at_once(len(train_set), recipe, run)
+    require_two_images_per_forward(len(train_set), recipe, run)
     model = ladder_densenet121(StreetHazards.num_classes, hybrid=False, checkpointing=run.checkpointing)
     if args.init != "none":
         with main_process_first():  # it downloads the file, where it is not there yet

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from data import StreetHazards, WithFixedNegatives, WithNegatives, paste, train_transform
-from engine import add_fixed_flags, argument_parser, fit, require_two_at_once, run_script, start_run
+from engine import add_fixed_flags, argument_parser, fit, require_two_images_per_forward, run_script, start_run
 from methods import (
     LadderRecipe,
     RealNegativesRecipe,
@@ -43,7 +43,7 @@ def main(argv=None):
     negatives = real_negatives(args, recipe)
 
     # A closed-set model with a new head for P(d_out | x).
-    require_two_at_once(len(train_set), recipe, run)
+    require_two_images_per_forward(len(train_set), recipe, run)
     model = ladder_densenet121(StreetHazards.num_classes, checkpointing=run.checkpointing)
     load_weights(model, args.model, new=("logits_ood.",)).to(run.device)
     optimizer = torch.optim.Adam(

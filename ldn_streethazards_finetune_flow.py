@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from data import StreetHazards, WithFixedNegatives, train_transform
-from engine import add_fixed_flags, argument_parser, fit, require_two_at_once, run_script, start_run
+from engine import add_fixed_flags, argument_parser, fit, require_two_images_per_forward, run_script, start_run
 from methods import FlowNegatives, FlowRecipe, LadderRecipe, add_flow_flags, hybrid_step, hybrid_validation
 from models import backbone_slower, ladder_densenet121, load_weights
 
@@ -37,7 +37,7 @@ def main(argv=None):
     val_set = StreetHazards(args.dataroot, "validation", cache=args.cache, max_pixels=args.max_pixels)
 
     # A closed-set model with a new head for P(d_out | x).
-    require_two_at_once(len(train_set), recipe, run)
+    require_two_images_per_forward(len(train_set), recipe, run)
     model = ladder_densenet121(StreetHazards.num_classes, checkpointing=run.checkpointing)
     load_weights(model, args.model, new=("logits_ood.",)).to(run.device)
     optimizer = torch.optim.Adam(

@@ -30,7 +30,7 @@ NETWORKS = {  # the number of known classes, and the image's height and width
 }
 
 
-def lived_in(model):
+def randomise_norms(model):
     """With norms as after training: no fold is trivial."""
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -49,7 +49,7 @@ def measured(name, pairs):
     """A row of the table: seconds and ratio of one network."""
     torch.manual_seed(0)
     build, num_classes, size = NETWORKS[name]
-    model = lived_in(build(num_classes))
+    model = randomise_norms(build(num_classes))
     image = torch.rand(1, 3, *size)
     start = time.perf_counter()
     fast = fast_inference(model)

@@ -22,7 +22,7 @@ class MaskedPatches(Dataset):
     other time, a random rectangle, else the union of two label ids of the patch drawn with replacement (the
     released code's rule).
 
-    rare_below   for COCO20: two_ids draws only from ids with fewer pixels than this in the patch (10,000 in the
+    rare_below   for COCO20: mask_of_two_ids draws only from ids with fewer pixels than this in the patch (10,000 in the
                  release), so that things rather than walls and skies are pasted; None for streets: from all
     antialias    whether shrinking smooths the image first, as it does with photographs of known things; the release's
                  does not (its torchvision's default for tensors): its patches are sharper than what is around them
@@ -66,9 +66,9 @@ class MaskedPatches(Dataset):
         if torch.rand(()) < 0.5:
             mask = random_rectangle(self.size)
         elif len(self.leave_out) > 1 and allowed.any():
-            mask = torch.zeros_like(allowed).masked_scatter(allowed, two_ids(ids[allowed], self.rare_below))
+            mask = torch.zeros_like(allowed).masked_scatter(allowed, mask_of_two_ids(ids[allowed], self.rare_below))
         else:
-            mask = two_ids(ids, self.rare_below)
+            mask = mask_of_two_ids(ids, self.rare_below)
         return patch, mask & allowed, name
 
 
@@ -82,7 +82,7 @@ def random_rectangle(size: int) -> Tensor:
     return mask
 
 
-def two_ids(ids: Tensor, rare_below: int | None = None) -> Tensor:
+def mask_of_two_ids(ids: Tensor, rare_below: int | None = None) -> Tensor:
     """True on the pixels of two ids of the map, drawn with replacement: now and then on those of one.
 
     rare_below   only ids with fewer pixels take part; where there is none, the rarest id is taken (the lowest of

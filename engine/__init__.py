@@ -23,7 +23,7 @@ from engine.results import write_results
 from engine.run import Run
 from engine.script import run_script
 from engine.start import start_run
-from engine.step import Step, require_two_at_once
+from engine.step import Step, require_two_images_per_forward
 from engine.train import fit
 from engine.windows import SlidingWindows
 
@@ -50,7 +50,7 @@ __all__ = [
     "predicted_classes",
     "require",
     "require_positive",
-    "require_two_at_once",
+    "require_two_images_per_forward",
     "run_script",
     "same_noise",
     "save_pictures",

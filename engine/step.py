@@ -159,7 +159,7 @@ def smallest_part(images: int, recipe: Recipe, accumulation: int) -> int:
     return min(share // min(accumulation, share) for share in shares)
 
 
-def require_two_at_once(images: int, recipe: Recipe, run: Run) -> None:
+def require_two_images_per_forward(images: int, recipe: Recipe, run: Run) -> None:
     """For networks that normalise what is pooled over the whole crop, one value an image, by the batch.
 
     Raises ValueError where an epoch over so many images leaves such a network with one of them.

@@ -16,7 +16,7 @@ from data import (
     paste,
     train_transform,
 )
-from data.negatives import permitted_places, place_negative, random_rectangle, two_ids
+from data.negatives import mask_of_two_ids, permitted_places, place_negative, random_rectangle
 from engine.loader import batches, to_device, training_loader
 from labels import IGNORE, OUTLIER
 from tests.support.samples import MEAN, Pictures, ramp, smooth_noise
@@ -223,7 +223,7 @@ def test_a_mask_is_the_union_of_two_ids_and_sometimes_of_one():
     ids = torch.randint(4, (12, 12), dtype=torch.uint8) * 50  # 0 is an id like any other
     found = Counter()
     for _ in range(800):
-        mask = two_ids(ids)
+        mask = mask_of_two_ids(ids)
         inside, outside = set(ids[mask].tolist()), set(ids[~mask].tolist())
         assert not inside & outside
         found[tuple(sorted(inside))] += 1
@@ -233,7 +233,7 @@ def test_a_mask_is_the_union_of_two_ids_and_sometimes_of_one():
 
 
 def test_a_patch_of_one_id_is_pasted_whole():
-    assert two_ids(torch.full((4, 4), 9, dtype=torch.uint8)).all()
+    assert mask_of_two_ids(torch.full((4, 4), 9, dtype=torch.uint8)).all()
 
 
 def test_only_rare_ids_are_drawn_and_the_rarest_where_none_is_rare():
@@ -242,7 +242,7 @@ def test_only_rare_ids_are_drawn_and_the_rarest_where_none_is_rare():
     ids = ids[torch.randperm(100)].reshape(10, 10)
 
     def drawn(rare_below, draws=300):
-        return Counter(tuple(sorted(set(ids[two_ids(ids, rare_below)].tolist()))) for _ in range(draws))
+        return Counter(tuple(sorted(set(ids[mask_of_two_ids(ids, rare_below)].tolist()))) for _ in range(draws))
 
     assert drawn(30).keys() == {(5,), (8,), (5, 8)}  # 30 pixels are not fewer than 30
     assert drawn(31).keys() == {(0,), (5,), (8,), (0, 5), (0, 8), (5, 8)}
@@ -251,7 +251,7 @@ def test_only_rare_ids_are_drawn_and_the_rarest_where_none_is_rare():
     pairs = drawn(30, 800)
     assert abs(pairs[5, 8] - 400) < 75 and abs(pairs[5,] - 200) < 65  # with replacement, as without the rule
     halves = (torch.arange(16) // 8).reshape(4, 4) * 7
-    assert two_ids(halves, 5).equal(halves == 0)  # the lowest of several
+    assert mask_of_two_ids(halves, 5).equal(halves == 0)  # the lowest of several
 
 
 @pytest.mark.parametrize("rare_below", [None, 100])

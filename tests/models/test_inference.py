@@ -30,7 +30,7 @@ LAYOUTS = [torch.channels_last, torch.contiguous_format]
 FORMS = [Form(None, fused, layout) for fused in (False, True) for layout in LAYOUTS]
 
 
-def lived_in(module):
+def randomise_norms(module):
     """The module in eval mode, its norms with scales of both signs, none among them, and statistics of their own"""
     torch.manual_seed(5)
     for norm in module.modules():
@@ -76,9 +76,9 @@ def networks(monkeypatch):
     def build(network, hybrid=True):
         torch.manual_seed(0)
         if network == "ladder_densenet121":
-            return lived_in(ladder_densenet121(5, hybrid))
+            return randomise_norms(ladder_densenet121(5, hybrid))
         if network == "deeplabv3plus":
-            return lived_in(DeepLabV3Plus(5, hybrid, width=8, fine_width=4))
+            return randomise_norms(DeepLabV3Plus(5, hybrid, width=8, fine_width=4))
         kind = network.removeprefix("segmenter-")
         encoder = VisionTransformer(4, 4, width=24, depth=2, heads=3)
         return Segmenter(encoder, 5, hybrid, kind, width=24, heads=2).eval()
@@ -218,7 +218,7 @@ def test_a_norm_without_statistics_is_refused():
 def test_layers_in_turn_do_what_they_did(layers, fast):
     torch.manual_seed(0)
     sequence = nn.Sequential(*layers())
-    sequence = lived_in(sequence)
+    sequence = randomise_norms(sequence)
     sequence, features = sequence.double(), drawn(2, 6, 7, 9)
     with torch.no_grad():
         assert_same(fast(sequence)(features), sequence(features))
@@ -241,28 +241,28 @@ def test_a_bound_by_hand():
 
 def test_a_dense_block_and_a_transition_are_torchvisions(fast):
     torch.manual_seed(0)
-    block = lived_in(_DenseBlock(3, 10, bn_size=2, growth_rate=4, drop_rate=0.2)).double()
-    transition = lived_in(_Transition(22, 11))
+    block = randomise_norms(_DenseBlock(3, 10, bn_size=2, growth_rate=4, drop_rate=0.2)).double()
+    transition = randomise_norms(_Transition(22, 11))
     transition.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
     transition, features = transition.double(), drawn(2, 10, 7, 9)
     with torch.no_grad():
         assert_same(fast(block)(features), block(features))
         assert_same(fast(transition)(block(features)), transition(block(features)))
-        default = lived_in(_Transition(10, 5)).double()
+        default = randomise_norms(_Transition(10, 5)).double()
         assert_same(fast(default)(features), default(features))
 
 
 @pytest.mark.parametrize("arguments", [(12, (12, 12), 1, 1, 0.0), (12, (8, 12, 16), 2, 4, 0.3)])
 def test_a_residual_block_keeps_its_shortcut(arguments, fast):
     torch.manual_seed(0)
-    block, features = lived_in(PreActivationBlock(*arguments)).double(), drawn(1, 12, 8, 10)
+    block, features = randomise_norms(PreActivationBlock(*arguments)).double(), drawn(1, 12, 8, 10)
     with torch.no_grad():
         assert_same(fast(block)(features), block(features))
 
 
 def test_another_network_is_copied_as_far_as_it_is_not_known(fast):
     torch.manual_seed(0)
-    model, images = lived_in(densenet121(weights=None)).double(), drawn(2, 3, 64, 64)
+    model, images = randomise_norms(densenet121(weights=None)).double(), drawn(2, 3, 64, 64)
     with torch.no_grad():
         assert_same(fast(model)(images), model(images))
 
@@ -284,7 +284,9 @@ def test_no_copy_in_the_form_of_a_gpu_moves_norms_through_a_product(networks):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_activations_of_a_dense_block_lie_as_they_should(layout):
-    block = fast_inference(lived_in(_DenseBlock(2, 10, bn_size=2, growth_rate=4, drop_rate=0)), memory_format=layout)
+    block = fast_inference(
+        randomise_norms(_DenseBlock(2, 10, bn_size=2, growth_rate=4, drop_rate=0)), memory_format=layout
+    )
     seen = []
     for layer in block.layers:
         layer["bottleneck"].register_forward_hook(lambda module, inputs, output: seen.extend([*inputs, output]))
@@ -393,7 +395,7 @@ def test_tokens_stay_in_float32_and_attention_is_narrow(networks, monkeypatch):
 
 def test_a_padded_convolution_that_is_not_known_is_narrow_too():
     layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4))
-    lived_in(layers)
+    randomise_norms(layers)
     features = torch.rand(1, 3, 6, 8)
     with torch.no_grad():
         found = fast_inference(layers, torch.bfloat16)(features)

@@ -36,7 +36,7 @@ def fused(monkeypatch):
     return fused
 
 
-def lived_in(module, seed=0):
+def randomise_norms(module, seed=0):
     """In train mode, channels last, with norms that are no longer as they began"""
     torch.manual_seed(seed)
     for norm in module.modules():
@@ -57,7 +57,7 @@ def small_block(**options):
     for norm in block.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 0.3
-    return lived_in(block)
+    return randomise_norms(block)
 
 
 def outcome(module, features, compute=None):
@@ -92,7 +92,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_layers_in_one_pass_train_as_layers_one_by_one(fused, chain):
-    module = lived_in(nn.Sequential(*CHAINS[chain]())).double()
+    module = randomise_norms(nn.Sequential(*CHAINS[chain]())).double()
     again = Layers(*copy.deepcopy(module))
     expected = outcome(module, channels_last(3, 6, 4, 5))
     calls = fused()
@@ -158,8 +158,8 @@ def test_a_gradient_that_others_need_stays_as_it_is(checkpointing):
 def network(name, checkpointing):
     torch.manual_seed(0)
     if name == "ladder_densenet121":
-        return lived_in(ladder_densenet121(4, checkpointing=checkpointing))
-    return lived_in(DeepLabV3Plus(4, True, width=8, fine_width=4, checkpointing=checkpointing))
+        return randomise_norms(ladder_densenet121(4, checkpointing=checkpointing))
+    return randomise_norms(DeepLabV3Plus(4, True, width=8, fine_width=4, checkpointing=checkpointing))
 
 
 @pytest.fixture
@@ -236,7 +236,8 @@ def test_under_autocast_one_pass_rounds_no_more_than_layers(fused, checkpointing
 
 def test_under_autocast_features_before_a_convolution_are_rounded_at_once(fused):
     layers = [nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)]
-    plain, again = lived_in(nn.Sequential(*layers)), Layers(*lived_in(copy.deepcopy(nn.Sequential(*layers))))
+    plain = randomise_norms(nn.Sequential(*layers))
+    again = Layers(*randomise_norms(copy.deepcopy(plain)))
     seen = []
     again[2].register_forward_pre_hook(lambda conv, inputs: seen.append(inputs[0].dtype))
     with torch.autocast("cpu", torch.bfloat16):
@@ -263,7 +264,7 @@ PLAIN = {
 @pytest.mark.parametrize("case", PLAIN)
 def test_other_layers_are_computed_one_by_one(fused, case):
     calls = fused()
-    layers = PLAIN[case](Layers(*lived_in(nn.Sequential(nn.BatchNorm2d(6), nn.ReLU()))))
+    layers = PLAIN[case](Layers(*randomise_norms(nn.Sequential(nn.BatchNorm2d(6), nn.ReLU()))))
     assert norms.kernels_for(channels_last(2, 6, 4, 4, dtype=torch.float32), nn.BatchNorm2d(6))
     if case != "several processes":  # which wants a GPU
         layers(channels_last(2, 6, 4, 4, dtype=torch.float32))
@@ -330,9 +331,9 @@ def test_on_a_gpu_a_dense_block_trains_as_its_layers(monkeypatch, checkpointing)
     monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     block = _DenseBlock(4, 64, bn_size=4, growth_rate=32, drop_rate=0.0)
     features = channels_last(3, 64, 21, 17, requires_grad=False).bfloat16()
-    expected = outcome(lived_in(copy.deepcopy(block)).double(), features.double().requires_grad_())
+    expected = outcome(randomise_norms(copy.deepcopy(block)).double(), features.double().requires_grad_())
     for dtype, tolerance in ((torch.float32, 0.01), (torch.bfloat16, 0.3)):  # where a ReLU is near zero, it may flip
-        again = lived_in(copy.deepcopy(block)).to("cuda")
+        again = randomise_norms(copy.deepcopy(block)).to("cuda")
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             found = outcome(again, features.to("cuda", dtype).requires_grad_(), dense(again, checkpointing))
         for name, tensor in found.items():
