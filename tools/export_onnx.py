@@ -66,8 +66,7 @@ def main(argv=None):
             print(f"  {kind:6} {tensor.name} ({', '.join(map(str, tensor.shape))})")
     print("largest difference between ONNX Runtime and torch, as a share of the largest magnitude:")
     for shape, of_outputs in differences.items():
-        told = ", ".join(f"{name} {difference:.1e}" for name, difference in of_outputs.items())
-        print(f"  image {shape}: {told}")
+        print(f"  image {shape}: " + ", ".join(f"{name} {difference:.1e}" for name, difference in of_outputs.items()))
     return differences
 
 

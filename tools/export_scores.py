@@ -15,7 +15,7 @@ fishyscapes  OUT/DDDD_anomaly.npy, float32 (H, W); DDDD is what the image's name
 Started again with the same settings, it goes on where it stopped. OUT/export.json holds the settings.
 """
 
-import hashlib
+import argparse
 import io
 import json
 import re
@@ -24,7 +24,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
@@ -33,7 +34,7 @@ from data.decoding import MAX_PIXELS
 from data.files import open_image, read_labels
 from data.smiyc import LABEL_ENDING
 from engine import SlidingWindows, choose_precision, evaluated_frames, run_script, script_parser, start_process
-from engine.files import require_writable, write_whole
+from engine.files import require_writable, sha256, write_whole
 from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
 from engine.precision import Precision
 from errors import FileInTheWay, MissingFile, WrongInput
@@ -50,6 +51,42 @@ SETTINGS = "export.json"
 
 
 def main(argv=None):
+    args = read_flags(argv)
+    if args.folder:
+        require_writable(args.folder, "--folder")
+    images = images_of(args.dataroot, args.max_pixels)
+    dataset = (args.dataset or benchmark_name(args.dataroot)) if args.benchmark == "smiyc" else None
+    files = files_of(args.benchmark, images.paths, args.method, dataset)
+    if args.check:
+        return check(args.benchmark, args.check, images, files)
+
+    device = start_process(args.device)
+    precision = choose_precision(args.precision, device)
+    model = open_network(args.params, args.network, args.num_classes)
+    if not model.hybrid:
+        raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
+    model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
+    if args.tile is not None:
+        model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
+    settings = {
+        "benchmark": args.benchmark,
+        "score": "hybrid, larger is more anomalous",
+        "weights_sha256": sha256(args.params),
+        "network": args.network,
+        "num_classes": args.num_classes,
+        "shift": args.shift,
+        "tile": args.tile,
+        "tile_overlap": args.tile_overlap if args.tile is not None else None,
+        "frames": {
+            name: path.relative_to(args.dataroot).as_posix() for name, path in zip(files, images.paths, strict=True)
+        },
+    }
+    start_folder(args.folder, settings, ENDINGS[args.benchmark])
+    dtype = DTYPES[args.benchmark]
+    return export(model, images, args.folder, files, dtype, args.shift, args.workers, device, precision)
+
+
+def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser = script_parser(__doc__)
     parser.add_argument("--benchmark", required=True, choices=list(DTYPES))
     parser.add_argument("--dataroot", required=True, type=Path, help="the images; label maps among them are left out")
@@ -83,38 +120,7 @@ def main(argv=None):
     for name in (args.method, args.dataset):
         if name is not None and (name in ("", "..") or Path(name).name != name):
             parser.error(f"--method and --dataset are plain folder names, not {name!r}")
-    if args.folder:
-        require_writable(args.folder, "--folder")
-
-    images = images_of(args.dataroot, args.max_pixels)
-    dataset = (args.dataset or benchmark_name(args.dataroot)) if args.benchmark == "smiyc" else None
-    files = files_of(args.benchmark, images.paths, args.method, dataset)
-    if args.check:
-        return check(args.benchmark, args.check, images, files)
-
-    device = start_process(args.device)
-    precision = choose_precision(args.precision, device)
-    model = open_network(args.params, args.network, args.num_classes)
-    if not model.hybrid:
-        raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
-    model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
-    if args.tile is not None:
-        model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
-    settings = {
-        "benchmark": args.benchmark,
-        "score": "hybrid, larger is more anomalous",
-        "weights_sha256": hashlib.sha256(Path(args.params).read_bytes()).hexdigest(),
-        "network": args.network,
-        "num_classes": args.num_classes,
-        "shift": args.shift,
-        "tile": args.tile,
-        "tile_overlap": args.tile_overlap if args.tile is not None else None,
-        "frames": {
-            name: path.relative_to(args.dataroot).as_posix() for name, path in zip(files, images.paths, strict=True)
-        },
-    }
-    start_folder(args.folder, settings, ENDINGS[args.benchmark])
-    return export(model, images, files, args, device, precision)
+    return args
 
 
 def images_of(root: Path, max_pixels: int | None = None) -> ImageFolder:
@@ -175,27 +181,43 @@ def start_folder(folder: Path, settings: dict, ending: str) -> None:
         write_whole(json.dumps(settings, indent=2).encode(), file)
 
 
-def export(model, images: ImageFolder, files: list[str], args, device, precision: Precision) -> dict:
-    """Write what is not there yet; returns how many frames, and what became of the scores' distinct levels."""
-    dtype = DTYPES[args.benchmark]
+def export(
+    model: nn.Module,
+    images: ImageFolder,
+    folder: Path,
+    files: list[str],
+    dtype: np.dtype,
+    shift: float,
+    workers: int,
+    device: torch.device,
+    precision: Precision,
+) -> dict:
+    """Write the score maps that are not there yet.
+
+    files    names of the images' score maps below the folder, in their order
+    dtype    of the stored scores
+    shift    subtracted from every score
+    returns  {"frames", "written", "levels", "levels_lost"}: of frames, of maps written now, of these maps' distinct
+             scores, and of those that are no longer apart once they are stored
+    """
     left = [
         index
         for index, (path, name) in enumerate(zip(images.paths, files, strict=True))
-        if map_problem(args.folder / name, size_of(path, images.max_pixels), dtype) is not None
+        if map_problem(folder / name, size_of(path, images.max_pixels), dtype) is not None
     ]
     if len(left) < len(files):
         print(f"{len(files) - len(left)} of {len(files)} score maps are there and whole")
     levels, kept, low, high = 0, 0, np.inf, -np.inf
-    frames = evaluated_frames(model, Subset(images, left), device, args.workers, precision=precision)
+    frames = evaluated_frames(model, Subset(images, left), device, workers, precision=precision)
     for index, frame in zip(left, frames, strict=True):
         scores = hybrid_score(frame.class_logits, frame.dataset_logits)[0].cpu().numpy().astype(np.float32)
-        stored = stored_scores(scores - np.float32(args.shift), dtype, frame.name)
+        stored = stored_scores(scores - np.float32(shift), dtype, frame.name)
         levels, kept = levels + len(np.unique(scores)), kept + len(np.unique(stored))
         low, high = min(low, float(stored.min())), max(high, float(stored.max()))
-        path = args.folder / files[index]
+        path = folder / files[index]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(encoded(stored), path)
-    print(f"{len(left)} score maps written to {args.folder}")
+    print(f"{len(left)} score maps written to {folder}")
     if left:
         finest = float(np.spacing(dtype.type(max(abs(low), abs(high)))))
         print(f"scores from {low:.4g} to {high:.4g}, in steps of at most {finest:.2g} as {dtype}")
@@ -204,7 +226,7 @@ def export(model, images: ImageFolder, files: list[str], args, device, precision
             f"{levels - kept:,} ({1 - kept / levels:.1%}) lost by rounding to {dtype}"
         )
         if dtype == np.float16 and abs(high) > (high - low) / 2:  # for scores far from 0 a shift is worth it
-            print(f"--shift {high + args.shift:.4g}, in a new folder, would keep the highest scores further apart")
+            print(f"--shift {high + shift:.4g}, in a new folder, would keep the highest scores further apart")
     return {"frames": len(files), "written": len(left), "levels": levels, "levels_lost": levels - kept}
 
 
@@ -268,7 +290,7 @@ def size_of(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def check(benchmark: str, folder: Path, images: ImageFolder, files: list[str]) -> dict:
-    """Compare a folder of score maps with the images; every problem is told, and any ends with exit code 1."""
+    """Compare a folder of score maps with the images; all problems are listed, and any ends with exit code 1."""
     if not folder.is_dir():
         raise MissingFile(f"no folder {folder}; --check is what --folder was when the score maps were written")
     problems, dtype = [], DTYPES[benchmark]
