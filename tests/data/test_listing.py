@@ -11,14 +11,14 @@ from data import COCO20, ImageFolder
 from data.files import pair_files
 from data.listing import files_below, say_once
 from tests.support.layouts import LABELLED, make, make_odd, noise, write
-from tools import export_scores
 from tools.check_data import SOURCES, check
+from tools.export_scores.__main__ import images_of
 from tools.predict.inputs import list_inputs
 
 READERS = {  # of a folder of photographs -> the paths below it that are read
     "ImageFolder": lambda root: [path.relative_to(root).as_posix() for path in ImageFolder(root).paths],
     "predict": lambda root: list(list_inputs(root, root.parent / "results")),
-    "export_scores": lambda root: [path.relative_to(root).as_posix() for path in export_scores.images_of(root).paths],
+    "export_scores": lambda root: [path.relative_to(root).as_posix() for path in images_of(root).paths],
     "check_data": lambda root: [
         path.relative_to(root).as_posix() for path, _ in SOURCES["images"].splits["all"].pairs(root)
     ],

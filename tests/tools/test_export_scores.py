@@ -16,7 +16,8 @@ from losses import hybrid_score
 from models import ladder_densenet121, load_weights
 from tests.support import layouts
 from tests.support.layouts import boxes, noise, write
-from tools import export_scores
+from tools.export_scores import __main__ as export_scores
+from tools.export_scores import maps
 
 SIZE = HEIGHT, WIDTH = 48, 64
 FLAGS = ["--network", "ldn121", "--num_classes", "12", "--device", "cpu", "--workers", "0"]
@@ -156,11 +157,11 @@ def test_two_images_with_one_map_are_refused(track, tmp_path, random_weights):
 def test_what_was_written_passes_the_check(track, static, tmp_path, random_weights):
     for benchmark, root in (("smiyc", track / "images"), ("fishyscapes", static)):
         export(benchmark, root, tmp_path / benchmark, random_weights["hybrid"])
-        dtype, found = export_scores.DTYPES[benchmark], []
+        dtype, found = maps.DTYPES[benchmark], []
         images = export_scores.images_of(root).paths
         files = export_scores.files_of(benchmark, images, "densehybrid", "AnomalyTrack-all")
         for path, name in zip(images, files, strict=True):
-            found.append(export_scores.map_problem(tmp_path / benchmark / name, export_scores.size_of(path), dtype))
+            found.append(maps.map_problem(tmp_path / benchmark / name, maps.size_of(path), dtype))
         assert found == [None] * len(images) and found
 
 
@@ -187,9 +188,7 @@ def test_an_interrupted_export_goes_on_and_mends_what_is_damaged(track, tmp_path
     assert export("smiyc", images, folder, weights)["written"] == 1
     assert [path for path in before if path.stat().st_mtime_ns != before[path]] == [first]
     for path in whole.rglob("*.hdf5"):
-        assert np.array_equal(export_scores.read_map(path), export_scores.read_map(folder / path.relative_to(whole))), (
-            path
-        )
+        assert np.array_equal(maps.read_map(path), maps.read_map(folder / path.relative_to(whole))), path
     assert export("smiyc", images, folder, weights)["written"] == 0
 
 
@@ -228,8 +227,8 @@ def test_the_shift_is_subtracted_and_a_good_one_is_told(track, tmp_path, random_
     nearer = export("smiyc", images, tmp_path / "nearer", weights, "--shift", advice)
     assert nearer["levels_lost"] < coarse["levels_lost"]
     for path in (tmp_path / "plain").rglob("*.hdf5"):
-        plain = export_scores.read_map(path).astype(float)
-        shifted = export_scores.read_map(tmp_path / "shifted" / path.relative_to(tmp_path / "plain")).astype(float)
+        plain = maps.read_map(path).astype(float)
+        shifted = maps.read_map(tmp_path / "shifted" / path.relative_to(tmp_path / "plain")).astype(float)
         np.testing.assert_allclose(plain - shifted, 64, atol=0.1)
 
 
@@ -238,13 +237,13 @@ def test_the_shift_is_subtracted_and_a_good_one_is_told(track, tmp_path, random_
 
 def test_scores_that_float16_cannot_hold_are_refused_and_those_it_can_are_kept():
     half, ok = np.dtype(np.float16), np.float32([[-65504, 65504, 0.1]])
-    assert export_scores.stored_scores(ok, half, "a").tolist() == [[-65504, 65504, float(np.float16(0.1))]]
+    assert maps.stored_scores(ok, half, "a").tolist() == [[-65504, 65504, float(np.float16(0.1))]]
     with pytest.raises(ValueError, match=r"a: scores from -1 to 65505 do not fit float16, \+-65504; .* --shift"):
-        export_scores.stored_scores(np.float32([[-1, 65505]]), half, "a")
-    assert export_scores.stored_scores(np.float32([[-1, 65505]]), np.dtype(np.float32), "a")[0, 1] == 65505
+        maps.stored_scores(np.float32([[-1, 65505]]), half, "a")
+    assert maps.stored_scores(np.float32([[-1, 65505]]), np.dtype(np.float32), "a")[0, 1] == 65505
     for wrong in (np.nan, np.inf):
         with pytest.raises(ValueError, match="a: 1 scores are not finite"):
-            export_scores.stored_scores(np.float32([[0, wrong]]), half, "a")
+            maps.stored_scores(np.float32([[0, wrong]]), half, "a")
 
 
 # What a check finds
@@ -326,22 +325,22 @@ def nothing(path):
 
 
 def transposed(path):
-    write_hdf5(path, export_scores.read_map(path).T)
+    write_hdf5(path, maps.read_map(path).T)
 
 
 def single(path):
-    write_hdf5(path, export_scores.read_map(path).astype(np.float32))
+    write_hdf5(path, maps.read_map(path).astype(np.float32))
 
 
 def not_a_number(path):
-    scores = export_scores.read_map(path)
+    scores = maps.read_map(path)
     scores[3, 4] = np.nan
     scores[5, 6] = np.inf
     write_hdf5(path, scores)
 
 
 def other_name(path):
-    write_hdf5(path, export_scores.read_map(path), "score")
+    write_hdf5(path, maps.read_map(path), "score")
 
 
 def cut_short(path):
@@ -349,11 +348,11 @@ def cut_short(path):
 
 
 def one_value(path):
-    write_hdf5(path, np.full_like(export_scores.read_map(path), 0.5))
+    write_hdf5(path, np.full_like(maps.read_map(path), 0.5))
 
 
 def saturated(path):
-    scores = export_scores.read_map(path)
+    scores = maps.read_map(path)
     scores[0, 0] = 65504
     write_hdf5(path, scores)
 

@@ -16,23 +16,17 @@ Started again with the same settings, it goes on where it stopped. OUT/export.js
 """
 
 import argparse
-import io
 import json
 import re
 from collections import Counter
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Subset
-from tqdm import tqdm
 
-from data import AnomalyTrack, Cityscapes, FishyscapesStatic, ImageFolder, LostAndFound
-from data.decoding import MAX_PIXELS
-from data.files import open_image, read_labels
-from data.smiyc import LABEL_ENDING
+from data import Cityscapes, ImageFolder
 from engine import SlidingWindows, choose_precision, evaluated_frames, run_script, script_parser, start_process
 from engine.files import require_writable, sha256, write_whole
 from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
@@ -40,14 +34,11 @@ from engine.precision import Precision
 from errors import FileInTheWay, MissingFile, WrongInput
 from labels import OUTLIER
 from losses import hybrid_score
-from metrics import AnomalyMetrics
 from models import OF_WHOLE_IMAGES, fast_inference, open_network
+from tools.export_scores.check import check
+from tools.export_scores.maps import DTYPES, ENDINGS, SETTINGS, encoded, map_problem, size_of, stored_scores
 
-DTYPES = {"smiyc": np.dtype(np.float16), "fishyscapes": np.dtype(np.float32)}
-ENDINGS = {"smiyc": ".hdf5", "fishyscapes": "_anomaly.npy"}
 LABEL_MAP = re.compile(r"(_labels|_labels_semantic|_labels_semantic_color|_ood_segmentation|_gtFine_\w+)\.png$|^\._")
-HALF_MAX = float(np.finfo(np.float16).max)  # 65504
-SETTINGS = "export.json"
 
 
 def main(argv=None):
@@ -228,126 +219,6 @@ def export(
         if dtype == np.float16 and abs(high) > (high - low) / 2:  # for scores far from 0 a shift is worth it
             print(f"--shift {high + shift:.4g}, in a new folder, would keep the highest scores further apart")
     return {"frames": len(files), "written": len(left), "levels": levels, "levels_lost": levels - kept}
-
-
-def stored_scores(scores: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """Scores as they are stored; ValueError for those that are not finite, or too large for the type."""
-    if not np.isfinite(scores).all():
-        raise WrongInput(f"{name}: {(~np.isfinite(scores)).sum():,} scores are not finite; are the weights damaged?")
-    if dtype == np.float16 and np.abs(scores).max() > HALF_MAX:
-        raise WrongInput(
-            f"{name}: scores from {scores.min():.6g} to {scores.max():.6g} do not fit float16, +-{HALF_MAX:.0f}; "
-            "bring them there with --shift, the same for all frames"
-        )
-    return scores.astype(dtype)
-
-
-def encoded(scores: np.ndarray) -> bytes:
-    """The bytes of a score map's file: HDF5 for float16, NumPy's for float32."""
-    buffer = io.BytesIO()
-    if scores.dtype == np.float16:
-        with h5py.File(buffer, "w") as file:
-            file.create_dataset("value", data=scores, compression="gzip", compression_opts=4)
-    else:
-        np.save(buffer, scores)
-    return buffer.getvalue()
-
-
-def read_map(path: Path) -> np.ndarray:
-    """A score map as it is stored; ValueError where it cannot be read."""
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        with h5py.File(path, "r") as file:
-            if not isinstance(file.get("value"), h5py.Dataset):
-                raise WrongInput(f'holds no data set "value" but {", ".join(file) or "nothing"}')
-            return file["value"][()]
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:  # h5py's and NumPy's on damaged files
-        raise WrongInput(f"cannot be read: {error}") from None
-
-
-def map_problem(path: Path, size: tuple[int, int], dtype: np.dtype) -> str | None:
-    """What is wrong with a score map of an image of width and height `size`; None: nothing."""
-    if not path.is_file():
-        return "is missing"
-    try:
-        scores = read_map(path)
-    except ValueError as error:
-        return str(error)
-    if scores.dtype != dtype:
-        return f"is {scores.dtype}, not {dtype}"
-    if scores.shape != size[::-1]:
-        return f"has shape {scores.shape}; the image's height and width are {size[::-1]}"
-    if not np.isfinite(scores).all():
-        return f"holds {(~np.isfinite(scores)).sum():,} values that are not finite"
-    return None
-
-
-def size_of(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height of an image, from its header."""
-    with open_image(path, decoded=False, max_pixels=max_pixels) as image:
-        return image.size
-
-
-def check(benchmark: str, folder: Path, images: ImageFolder, files: list[str]) -> dict:
-    """Compare a folder of score maps with the images; all problems are listed, and any ends with exit code 1."""
-    if not folder.is_dir():
-        raise MissingFile(f"no folder {folder}; --check is what --folder was when the score maps were written")
-    problems, dtype = [], DTYPES[benchmark]
-    whole = {}
-    bar = tqdm(list(zip(images.paths, files, strict=True)), "checking", leave=False, dynamic_ncols=True, disable=None)
-    for path, name in bar:
-        wrong = map_problem(folder / name, size_of(path, images.max_pixels), dtype)
-        if wrong:
-            problems.append(f"{name} of {path.name} {wrong}")
-            continue
-        whole[path] = folder / name
-        scores = read_map(folder / name)
-        if scores.min() == scores.max():
-            problems.append(f"{name} of {path.name} holds one value everywhere, {scores.flat[0]:.6g}")
-        elif dtype == np.float16 and np.abs(scores).max() == HALF_MAX:
-            problems.append(f"{name} of {path.name} reaches float16's end, {HALF_MAX:.0f}: larger scores were cut off")
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    problems += [f"{name} belongs to no image" for name in sorted(there - {*files, SETTINGS})]
-
-    sense = "not checked: no label maps at hand"
-    figures = AnomalyMetrics()
-    for path, scores in whole.items():
-        label_map = label_map_of(path.absolute(), benchmark)
-        if label_map is None:
-            continue
-        try:
-            figures.update(read_map(scores).astype(np.float32), read_labels(*label_map, images.max_pixels))
-        except ValueError as error:  # a map that is damaged or of another size, which says nothing of the others
-            problems.append(f"the label map of {path.name} cannot be used: {error}")
-    auroc = figures.compute()["AUROC"]
-    if auroc == auroc:
-        sense = f"AUROC {100 * auroc:.2f} where label maps are at hand"
-        if auroc < 0.5:
-            problems.append(
-                f"smaller scores mark the outliers ({sense}); larger must be more anomalous: is a sign wrong?"
-            )
-    print(f"{len(files)} frames, {len(problems)} problems; larger is more anomalous: {sense}")
-    for problem in problems:
-        print(f"  - {problem}")
-    if problems:
-        raise SystemExit(1)
-    return {"frames": len(files), "AUROC": auroc}
-
-
-def label_map_of(image: Path, benchmark: str) -> tuple[Path, Tensor] | None:
-    """Where an image's label map lies in the data set's own folder, and its table for read_labels; None: nowhere."""
-    if benchmark == "smiyc":
-        found = image.parent.parent / "labels_masks" / (image.stem + LABEL_ENDING), AnomalyTrack.table
-    elif image.name.endswith("_rgb.jpg"):
-        found = image.with_name(image.name.removesuffix("_rgb.jpg") + "_labels.png"), FishyscapesStatic.table
-    elif image.name.endswith("_leftImg8bit.png") and "leftImg8bit" in image.parts:
-        at = len(image.parts) - 1 - image.parts[::-1].index("leftImg8bit")
-        folder = Path(*image.parts[:at], "ood", *image.parts[at + 1 : -1])
-        found = folder / (image.name.removesuffix("_leftImg8bit.png") + "_ood_segmentation.png"), LostAndFound.table
-    else:
-        return None
-    return found if found[0].is_file() else None
 
 
 if __name__ == "__main__":

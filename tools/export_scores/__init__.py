@@ -1,0 +1,1 @@
+"""Score maps for the benchmarks' own tools: python -m tools.export_scores."""
