@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from data.decoding import MAX_PIXELS
-from data.files import LabelledImages, Pairs, label_table, pair_files, read_labels
+from data.files import LabelledImages, label_table, read_labels
+from data.pairs import Pairs, pair_files
 from data.transforms import Transform
 from data.workers import map_in_processes
 from errors import MissingFile, WrongInput

@@ -1,10 +1,9 @@
-"""Pairs of image and label files, and what is read of them.
+"""What is read of image files and label maps, and the data sets of pairs of them.
 
 Every error names the file or folder, what is wrong with it, and the way out.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -26,9 +25,10 @@ from data.decoding import (
     sixteen_bit_values,
     turned,
 )
-from data.listing import PICTURE_ENDINGS, Listing, files_below, say_left_out, say_once, why_no_file
+from data.listing import say_once
+from data.pairs import Pairs
 from data.transforms import Transform
-from errors import MissingFile, WrongInput
+from errors import WrongInput
 
 UNKNOWN_VALUE = -1  # in a table of labels: a stored value that the data set does not have
 PLAIN_HEAD = b"\x08\x02\x00\x00\x00"  # at byte 24 of a PNG file: depth 8, colour RGB, not interlaced
@@ -36,9 +36,6 @@ HEAD_BYTES = 33  # of a PNG file, with its size
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 PNG_TURNED = (b"exif", b"EXIF", b"rientation", b"xmp")  # what texts with an orientation have in their names or data
 BLURRING = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that change the values they are given, or may
-
-
-Pairs = list[tuple[Path, Path]]  # (image, label map)
 
 
 class LabelledImages(Dataset):
@@ -82,113 +79,6 @@ class LabelledImages(Dataset):
         check_sizes(image_path, image, label_path, labels)
         sample = self.transform(image, labels) if self.transform else (image, labels)
         return *sample, image_path.relative_to(self.root).as_posix()
-
-
-class PairProblem(NamedTuple):
-    """What keeps files from being pairs."""
-
-    kind: str  # "no folder", "no image", "no label", "image alone", "label alone", "no file" or "twice"
-    path: Path  # the folder, image or label map
-    message: str
-    wanted: Path | None = None  # of an image alone: the label map that is missing
-
-
-class UnpairedFiles(MissingFile):
-    """The first problem as its text; `problems` are all of them, `pairs` what is in order nevertheless."""
-
-    def __init__(self, problems: list[PairProblem], pairs: Pairs):
-        super().__init__(problems[0].message)
-        self.problems, self.pairs = problems, pairs
-
-
-def pair_files(
-    images_root: Path,
-    labels_root: Path,
-    hint: str,
-    image_pattern: str = "*.png",
-    label_suffix: str = ".png",
-    every_image: bool = True,
-) -> Pairs:
-    """Sorted pairs (image, label) of all images below images_root, listed as data/listing.py has it.
-
-    An image's label lies at the same relative path below labels_root, its ending (what follows the * of
-    image_pattern) replaced by label_suffix. Endings are compared without case, and .jpeg counts as .jpg.
-
-    hint         how the user names this folder, for the errors
-    every_image  whether an image without a label is an error; else it is left out, as its data set means it
-    raises       UnpairedFiles, a FileNotFoundError: no folder, no image, an image without label or a label without
-                 image, two of one name, what is no file; it tells the first and carries all. OSError for a folder
-                 that cannot be read
-    """
-    problems = [
-        PairProblem("no folder", folder, f"no folder {folder}; {hint}")
-        for folder in (images_root, labels_root)
-        if not folder.is_dir()
-    ]
-    if problems:
-        raise UnpairedFiles(problems, [])
-    ending = image_pattern.removeprefix("*")
-    image_endings, label_endings = spellings(ending), spellings(label_suffix)
-    image_files, label_files = files_below(images_root, image_endings), files_below(labels_root, label_endings)
-    for root, listing in ((images_root, image_files), (labels_root, label_files)):
-        say_left_out(root, listing.left_out())
-        problems += no_file_problems(listing)
-    images = by_key(images_root, image_files.files, image_endings)
-    labels = by_key(labels_root, label_files.files, label_endings)
-    pairs = []
-    for key, same in images.items():
-        image, wanted = same[0], labels_root / (key + label_suffix)
-        if key in labels:
-            pairs.append((image, labels[key][0]))
-            for one, *more in (same, labels[key]):
-                if more:
-                    message = f"{one} and {more[0].name} differ in their ending alone, and one is needed; take one out"
-                    problems.append(PairProblem("twice", one, message))
-        elif every_image:
-            message = f"{image} has no label map: {wanted} is missing; add it or take the image out"
-            problems.append(PairProblem("image alone", image, message, wanted))
-    alone = {key: same[0] for key, same in labels.items() if key not in images}
-    stem = ending.removesuffix(Path(ending).suffix or ending)
-    unread = {
-        path.relative_to(images_root).with_suffix("").as_posix(): path
-        for path in image_files.others
-        if path.suffix.lower() in PICTURE_ENDINGS
-    }
-    for key, label in alone.items():
-        message = f"{label} has no image under {images_root} ({len(alone)} such label maps); add it or take the map out"
-        if key + stem in unread:
-            message += f"; {unread[key + stem]} is there, but this data set's images are {image_pattern}: convert it"
-        problems.append(PairProblem("label alone", label, message))
-    if not images and not alone:
-        problems.append(PairProblem("no image", images_root, f"no {image_pattern} under {images_root}; {hint}"))
-    elif not pairs and not problems:
-        problems.append(PairProblem("no label", labels_root, f"no *{label_suffix} under {labels_root}; {hint}"))
-    if problems:
-        raise UnpairedFiles(problems, pairs)
-    return pairs
-
-
-def no_file_problems(listing: Listing) -> list[PairProblem]:
-    return [
-        PairProblem("no file", path, f"{path} is {why_no_file(path)}, and no file; take it out")
-        for path in listing.no_files
-    ]
-
-
-def spellings(ending: str) -> tuple[str, ...]:
-    """What files_below takes for files of this ending."""
-    ending = ending.lower()
-    return (ending, ending.removesuffix(".jpg") + ".jpeg") if ending.endswith(".jpg") else (ending,)
-
-
-def by_key(root: Path, paths: list[Path], endings: tuple[str, ...]) -> dict[str, list[Path]]:
-    """{path below root without its ending: the files that differ in it alone}."""
-    found: dict[str, list[Path]] = {}
-    for path in paths:
-        text = path.relative_to(root).as_posix()
-        ending = next(ending for ending in endings if text.lower().endswith(ending))
-        found.setdefault(text[: -len(ending)], []).append(path)
-    return found
 
 
 def check_sizes(image_path: Path, image: Tensor, label_path: Path, labels: Tensor) -> None:

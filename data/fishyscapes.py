@@ -6,7 +6,8 @@ Labels are 0 for an inlier of whatever class, OUTLIER and IGNORE.
 from pathlib import Path
 
 from data.decoding import MAX_PIXELS
-from data.files import LabelledImages, Pairs, label_table, pair_files, read_labels
+from data.files import LabelledImages, label_table, read_labels
+from data.pairs import Pairs, pair_files
 from errors import WrongInput
 from labels import IGNORE, OUTLIER
 

@@ -5,7 +5,8 @@ Labels are 0 for an inlier of whatever class, and OUTLIER.
 
 from pathlib import Path
 
-from data.files import LabelledImages, Pairs, label_table, pair_files
+from data.files import LabelledImages, label_table
+from data.pairs import Pairs, pair_files
 from labels import OUTLIER
 
 

@@ -5,8 +5,9 @@ Labels are 0 for an inlier of whatever class, OUTLIER and IGNORE.
 
 from pathlib import Path
 
-from data.files import LabelledImages, PairProblem, Pairs, UnpairedFiles, by_key, label_table, no_file_problems
+from data.files import LabelledImages, label_table
 from data.listing import files_below, say_left_out
+from data.pairs import PairProblem, Pairs, UnpairedFiles, by_key, no_file_problems
 from labels import IGNORE, OUTLIER
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from data.files import LabelledImages, Pairs, label_table, pair_files
+from data.files import LabelledImages, label_table
+from data.pairs import Pairs, pair_files
 from data.transforms import Transform
 from errors import WrongInput
 from labels import IGNORE, OUTLIER

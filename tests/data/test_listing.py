@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data import COCO20, ImageFolder
-from data.files import pair_files
 from data.listing import files_below, say_once
+from data.pairs import pair_files
 from tests.support.layouts import LABELLED, make, make_odd, noise, write
 from tools.check_data import SOURCES, check
 from tools.export_scores.__main__ import images_of

@@ -3,8 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from data.files import PairProblem, UnpairedFiles
 from data.listing import files_below
+from data.pairs import PairProblem, UnpairedFiles
 from tools.check_data.problems import Problem, shortened
 from tools.check_data.sources import ImagesAndMaps, Source
 
