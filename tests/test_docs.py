@@ -239,7 +239,7 @@ def test_files_and_recipe_keys_that_are_named_exist(page):
         r"`((?:data|demo|engine|losses|methods|metrics|models|tests|tools|benchmarks)/[\w/]+\.\w+)`", page.read_text()
     ):
         assert (PROJECT / path).is_file() or path in dict(examples("python")), f"{name(page)} names {path}"
-    sources = [path for place in ("", "engine/", "methods/", "tools/") for path in PROJECT.glob(f"{place}*.py")]
+    sources = [path for place in ("", "engine/", "methods/", "tools/**/") for path in PROJECT.glob(f"{place}*.py")]
     every = "".join(path.read_text() for path in sources)
     every += (PROJECT / "recipes.yaml").read_text()
     for flag in re.findall(r"`--([a-z]\w*)", page.read_text()):
