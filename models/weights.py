@@ -229,9 +229,9 @@ def fit_state_dict(module: nn.Module, state_dict: dict[str, Tensor], path: str |
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
-        told = "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in problems.items() if keys)
+        mismatches = "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in problems.items() if keys)
         raise WrongInput(
-            f"{path} does not fit {type(module).__name__}: {told}. Is it another model's file, or has it "
+            f"{path} does not fit {type(module).__name__}: {mismatches}. Is it another model's file, or has it "
             "another number of classes?"
         )
     for key, value in state_dict.items():
