@@ -12,6 +12,8 @@ demo: .venv/installed
 
 test: .venv/installed
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 benchmark: .venv/installed

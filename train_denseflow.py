@@ -29,8 +29,8 @@ from methods import Warmup, likelihood_step, likelihood_validation, samples_pict
 from models import denseflow_25_6, load_weights
 
 DATASETS = {
-    "cityscapes": lambda root, transform, run, read: Cityscapes(root, "train", transform, **read),
-    "street-hazards": lambda root, transform, run, read: StreetHazards(root, "training", transform, **read),
+    "cityscapes": lambda root, transform, _run, read: Cityscapes(root, "train", transform, **read),
+    "street-hazards": lambda root, transform, _run, read: StreetHazards(root, "training", transform, **read),
     "coco20": lambda root, transform, run, read: COCO20(
         root, "training", transform, run.workers, run.folder.parent, **read
     ),

@@ -205,7 +205,7 @@ def our_step(
     def loss(model: nn.Module, images: Tensor, labels: Tensor, counts: dict) -> dict[str, Tensor]:
         return dense_hybrid_loss(*model(images), labels, beta=recipe.beta, counts=counts)
 
-    step = Step(loss, paste, lambda images, labels: pixel_counts(labels), fixed=True)
+    step = Step(loss, paste, lambda _images, labels: pixel_counts(labels), fixed=True)
     given = torch.compile(model, dynamic=False) if column == COMPILED else model
     graphs = column != COMPILED
     update, readings = Update(step, given, [model], optimizer, 1, device, precision, graphs), Readings(device)

@@ -32,7 +32,7 @@ def in_turns(
     rounds: int,
     device: torch.device = CPU,
     passes: int = 1,
-    before: Callable[[str], None] = lambda name: None,
+    before: Callable[[str], None] = lambda _name: None,
 ) -> dict[str, list[float]]:
     """Seconds of each pass of each side: `rounds` times `passes` of each, which side is first alternating.
 

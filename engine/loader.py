@@ -226,7 +226,7 @@ def same_noise(device: torch.device) -> Iterator[None]:
         yield
 
 
-def leave_interrupts_to_the_main_process(worker: int) -> None:
+def leave_interrupts_to_the_main_process(_worker: int) -> None:
     """Also, a batch that the interrupted main process did not fetch to its end is no error to print."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     show = sys.excepthook

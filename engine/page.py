@@ -110,7 +110,7 @@ def html_sheet(path: Path) -> Markup:
 
 
 def html_every_frame(ap: dict[str, float | None], score_name: str) -> Markup:
-    rows = [
+    rows: list[list] = [
         [f"frame, {score_name} score", "AP %"],
         *([name, "" if each is None else each] for name, each in ap.items()),
     ]

@@ -63,9 +63,9 @@ def fit(
     Raises what errors.py holds.
     """
     check_sizes(state["model"], len(dataset), recipe, run)
-    model, loader = prepare(state["model"], recipe, run), loader_of(dataset, recipe, run)
+    model, loader = prepare(state["model"], run), loader_of(dataset, recipe, run)
     state = state | {"schedule": make_schedule(state[MAIN], recipe)}
-    updates = make_updates(steps if isinstance(steps, dict) else {MAIN: steps}, state, recipe, run)
+    updates = make_updates(steps if isinstance(steps, dict) else {MAIN: steps}, state, run)
     state |= {f"{name}_scaler": update.scaler for name, update in updates.items() if update.scaler.is_enabled()}
     with run_folder(run), memory_explained(recipe, run):
         progress = begin(state, dataset, run)
@@ -107,7 +107,7 @@ def check_sizes(model: nn.Module, images: int, recipe: Recipe, run: Run) -> None
         )
 
 
-def prepare(model: nn.Module, recipe: Recipe, run: Run) -> nn.Module:
+def prepare(model: nn.Module, run: Run) -> nn.Module:
     """The model as the run lays it out; its parameters stay the same objects."""
     model.to(memory_format=run.precision.memory_format)
     if run.sync_batchnorm:
@@ -137,9 +137,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> lr_schedu
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-def make_updates(
-    steps: dict[str, Callable | Step], state: dict[str, Any], recipe: Recipe, run: Run
-) -> dict[str, Update]:
+def make_updates(steps: dict[str, Callable | Step], state: dict[str, Any], run: Run) -> dict[str, Update]:
     """An Update for each step, by the name of its optimizer in the state."""
     model = state["model"]
     given: Any = torch.compile(model, dynamic=False) if run.compile else model  # crops are of one size

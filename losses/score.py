@@ -49,7 +49,7 @@ CLASS_SCORES = {
 }
 DATASET_SCORES = {
     "hybrid": hybrid_score,
-    "discriminative": lambda class_logits, dataset_logits: discriminative_score(dataset_logits),
+    "discriminative": lambda _class_logits, dataset_logits: discriminative_score(dataset_logits),
 }
 
 

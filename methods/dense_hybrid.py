@@ -19,7 +19,7 @@ def closed_set_step() -> Step:
     def loss(model: nn.Module, images: Tensor, labels: Tensor, counts: dict) -> dict[str, Tensor]:
         return closed_set_loss(model(images), labels, counts)
 
-    def counts(images: Tensor, labels: Tensor) -> dict:
+    def counts(_images: Tensor, labels: Tensor) -> dict:
         return pixel_counts(labels)
 
     return Step(loss, counts=counts, fixed=True)
@@ -45,7 +45,7 @@ def hybrid_step(recipe: HybridRecipe, paste: Callable[..., tuple[Tensor, Tensor]
             likelihood_margin=recipe.likelihood_margin,
         )
 
-    def counts(images: Tensor, labels: Tensor) -> dict:
+    def counts(_images: Tensor, labels: Tensor) -> dict:
         return pixel_counts(labels, ignored_are_inliers)
 
     return Step(loss, paste, counts, fixed=True)

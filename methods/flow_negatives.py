@@ -90,7 +90,7 @@ class FlowNegatives:
         return whole_patches([self.flow.sample(1, *draw_patch_size(sides))[0] for _ in range(count)])
 
     @torch.no_grad()
-    def save_picture(self, model: nn.Module, path: Path) -> None:
+    def save_picture(self, _model: nn.Module, path: Path) -> None:
         """Eight samples, as fit's `save_picture` wants it."""
         side = self.recipe.patch_sides[1]
         with same_noise(self.device):

@@ -19,14 +19,14 @@ class Warmup:
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int):
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (steps + 1), total_iters=steps)
-        optimizer.register_step_post_hook(lambda *step: schedule.step())
+        optimizer.register_step_post_hook(lambda *_step: schedule.step())
         self.state_dict, self.load_state_dict = schedule.state_dict, schedule.load_state_dict
 
 
 def likelihood_step() -> Step:
     """The bits per dimension of crops (B, 3, H, W) in 0..1."""
 
-    def loss(flow: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def loss(flow: nn.Module, images: Tensor, _labels: Tensor) -> dict[str, Tensor]:
         crops = (255 * images).round()
         return {"bits_per_dimension": bits_per_dimension(flow(crops), crops[0].numel())}
 

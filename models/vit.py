@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
         return self.norm(tokens)[:, 1:]  # without the class token, which stands first
 
 
-def note_heads(encoder: VisionTransformer, state_dict: dict, prefix: str, metadata: dict) -> None:
+def note_heads(encoder: VisionTransformer, _state_dict: dict, _prefix: str, metadata: dict) -> None:
     """Beside the version that torch notes of every module; see noted_numbers in models/weights.py."""
     metadata["heads"] = encoder.heads
 

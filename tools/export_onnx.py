@@ -116,7 +116,7 @@ def translations() -> dict[Callable, Callable]:
     from onnxscript import opset20 as op
     from onnxscript.ir import DataType
 
-    def to_integer(number, digits=None):
+    def to_integer(number, digits=None):  # noqa: ARG001 - a translation has its operator's arguments
         return op.Cast(op.Round(number), to=DataType.INT64)  # half to even, as Python's
 
     def average_in_grid(features, grid):

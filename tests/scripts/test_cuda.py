@@ -34,6 +34,7 @@ from tools import export_onnx
 
 pytestmark = [
     pytest.mark.cuda,
+    pytest.mark.filterwarnings("default"),  # PyTorch warns of what it does on a GPU, each version of other things
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
 ]
 GOLDEN = Path(__file__).parents[1] / "golden"
