@@ -138,6 +138,18 @@ def exponentials(logits):
 
 
 @triton.jit
+def labelled_pixels(labels, pixels, SIZE: tl.constexpr):
+    """This program's image and its pixels: which of them there are, their labels, outliers and known classes"""
+    image = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    inside = pixel < pixels
+    label = tl.load(labels + image * pixels + pixel, mask=inside, other=IGNORED_LABEL).to(tl.int32)
+    outlier = label == OUTLIER_LABEL
+    inlier = (label != OUTLIER_LABEL) & (label != IGNORED_LABEL)
+    return image, pixel, inside, label, outlier, inlier
+
+
+@triton.jit
 def add_up(
     class_logits,
     dataset_logits,
@@ -154,13 +166,7 @@ def add_up(
     IGNORED_ARE_INLIERS: tl.constexpr,
     MARGIN: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    inside = pixel < pixels
-    label = tl.load(labels + image * pixels + pixel, mask=inside, other=IGNORED_LABEL).to(tl.int32)
-    outlier = label == OUTLIER_LABEL
-    inlier = (label != OUTLIER_LABEL) & (label != IGNORED_LABEL)
-
+    image, pixel, inside, label, outlier, inlier = labelled_pixels(labels, pixels, SIZE)
     places, there = class_places(pixel, inside, pixels, CLASSES, PADDED, CHANNELS_LAST)
     image_logits = class_logits + image * pixels * CLASSES
     logits = tl.load(image_logits + places, mask=there, other=-float("inf")).to(tl.float32)
@@ -210,13 +216,7 @@ def write_gradients(
     IGNORED_ARE_INLIERS: tl.constexpr,
     MARGIN: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    inside = pixel < pixels
-    label = tl.load(labels + image * pixels + pixel, mask=inside, other=IGNORED_LABEL).to(tl.int32)
-    outlier = label == OUTLIER_LABEL
-    inlier = (label != OUTLIER_LABEL) & (label != IGNORED_LABEL)
-
+    image, pixel, inside, label, outlier, inlier = labelled_pixels(labels, pixels, SIZE)
     # Of the cross-entropy P - [label], of ln p^ P. Zero times P keeps a NaN, as autograd does.
     places, there = class_places(pixel, inside, pixels, CLASSES, PADDED, CHANNELS_LAST)
     image_offset = image * pixels * CLASSES

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import evaluate_ood
-from benchmarks import evaluation, gpu, run_all, sides
+from benchmarks import evaluation, gpu, gpu_rows, run_all, sides
 from data import LostAndFound, paste
 from labels import IGNORE, OUTLIER
 from losses import dense_hybrid_loss
@@ -84,14 +84,14 @@ def test_a_table_of_columns_has_empty_cells_and_the_ratio_of_the_two_that_count(
 @pytest.mark.parametrize("count", [1, 3])
 def test_plain_pasting_is_pasting(count):
     recipe = gpu.ROWS["segmenter_step"].recipe(gpu.Sizes(shrink=16, batch=2))
-    batch = gpu.made_batch(recipe, 20)
+    batch = gpu_rows.made_batch(recipe, 20)
     assert batch[2].shape == (2, 3, 3, 16, 16)
     images, labels, patches, masks, corners = batch
     if count == 1:
         patches, masks, corners = patches[:, 0], masks[:, 0], corners[:, 0]
     given = images.float(), labels.long(), patches.float(), masks, corners
     before = [tensor.clone() for tensor in given]
-    found, expected = gpu.plain_paste(*given), paste(*given)
+    found, expected = gpu_rows.plain_paste(*given), paste(*given)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
     assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
     assert (found[1] == OUTLIER).any() and (found[1] == IGNORE).any()
@@ -102,7 +102,7 @@ def test_the_plain_loss_is_the_loss():
     labels = torch.randint(5, (2, 8, 8))
     labels[:, :3], labels[:, -1] = OUTLIER, IGNORE
     logits = torch.randn(2, 5, 8, 8), torch.randn(2, 2, 8, 8)
-    found, expected = gpu.plain_loss(*logits, labels, beta=0.03), dense_hybrid_loss(*logits, labels, beta=0.03)
+    found, expected = gpu_rows.plain_loss(*logits, labels, beta=0.03), dense_hybrid_loss(*logits, labels, beta=0.03)
     torch.testing.assert_close(found, expected)
 
 
@@ -119,7 +119,7 @@ def test_a_training_step_moves_both_sides_to_the_same_loss():
 def test_the_plain_side_is_pytorch_as_it_comes():
     defaults = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
     try:
-        gpu.choose_precision("bfloat16", torch.device("cuda", 0))
+        gpu_rows.choose_precision("bfloat16", torch.device("cuda", 0))
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
         assert gpu.use_precision("plain", torch.device("cuda", 0)) is None
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"

@@ -22,7 +22,7 @@ from errors import message_of
 from tests.support.layouts import LABELLED, SIZE, make
 from tests.support.parsers import EVALUATIONS, TRAININGS, parser_of, script_module, spare_networks, words_for
 from tests.support.stand_ins import put_in_place
-from tools import export_scores
+from tools.export_scores.__main__ import main as export_scores
 
 HEIGHT, WIDTH = SIZE
 PIXELS = HEIGHT * WIDTH
@@ -126,7 +126,7 @@ def test_score_maps_are_of_pictures_up_to_the_flag(mode, in_tmp, monkeypatch):
     (in_tmp / "weights.pth").touch()
     words = ["--benchmark", "fishyscapes", "--dataroot", str(root), mode, "out", "--params", "weights.pth"]
     with pytest.raises(ValueError) as error:
-        export_scores.main([*words, "--max_pixels", "191", "--workers", "0"])
+        export_scores([*words, "--max_pixels", "191", "--workers", "0"])
     assert "_rgb.jpg claims 16x12 pixels, more than the 191 that are read" in message_of(error.value)
 
 
