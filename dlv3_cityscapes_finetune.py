@@ -2,7 +2,7 @@
 
     python dlv3_cityscapes_finetune.py --dataroot CITY_DATAROOT --neg_dataroot ADE_DATAROOT --exp_name EXP_NAME
 
-Numbers: recipes.yaml, block dlv3_cityscapes_finetune. Expected result: README.md.
+Numbers: recipes.yaml, block dlv3_cityscapes_finetune.
 """
 
 import torch

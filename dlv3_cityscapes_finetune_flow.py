@@ -3,7 +3,7 @@
     python dlv3_cityscapes_finetune_flow.py --dataroot CITY_DATAROOT --flow_state FLOW_CHECKPOINT --exp_name EXP_NAME
 
 The flow is trained along: its samples are pasted as negatives, and it learns to draw at the border of the known.
-Numbers: recipes.yaml, block dlv3_cityscapes_finetune_flow. Expected result: README.md.
+Numbers: recipes.yaml, block dlv3_cityscapes_finetune_flow.
 """
 
 import torch

@@ -57,13 +57,15 @@ def main(argv=None):
     score = chosen_score(args.score, network.hybrid, args.model)
     model = fast_inference(network.to(evaluation.device), precision.dtype, precision.memory_format)
     towns = {town: StreetHazards(args.dataroot, town, max_pixels=args.max_pixels) for town in TOWNS}
-    for town, dataset in towns.items():
-        if not has_outliers(dataset):
-            print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=""))
+    without_outliers = [town for town, dataset in towns.items() if not has_outliers(dataset)]
+    for town in without_outliers:
+        print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=""))
     images = sum(len(dataset) for dataset in towns.values())
     record = evaluation.record(images)
 
     thresholds, distributions = calibrated(model, towns, score, args.tpr, evaluation)
+    for town in (town for town in towns if math.isnan(thresholds[town]) and town not in without_outliers):
+        print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=" at half resolution"))
 
     starts = {"t5": 0, "t6": len(towns["t5"])}  # of the frames' numbers
     each = math.ceil(args.pictures / len(towns))
@@ -121,8 +123,6 @@ def calibrated(
             anomaly.update(*halved(scores, frame.labels))
         anomaly = gather_merged(anomaly)
         thresholds[town] = broadcast(None if not is_main_process() else anomaly.threshold(tpr))
-        if math.isnan(thresholds[town]):
-            print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=" at half resolution"))
         if is_main_process():
             distributions[f"{score}, {town} at half resolution"] = distribution_of(anomaly, tpr)
     return thresholds, distributions

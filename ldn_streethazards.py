@@ -2,7 +2,7 @@
 
     python ldn_streethazards.py --dataroot SH_DATAROOT --exp_name EXP_NAME
 
-Numbers: recipes.yaml, block ldn_streethazards. Expected result: README.md.
+Numbers: recipes.yaml, block ldn_streethazards.
 """
 
 import torch

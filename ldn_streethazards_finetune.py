@@ -3,7 +3,7 @@
     python ldn_streethazards_finetune.py --dataroot SH_DATAROOT --neg_dataroot ADE_DATAROOT --exp_name EXP_NAME \\
         --model MODEL_INIT
 
-Numbers: recipes.yaml, block ldn_streethazards_finetune. Expected result: README.md.
+Numbers: recipes.yaml, block ldn_streethazards_finetune.
 """
 
 from dataclasses import dataclass

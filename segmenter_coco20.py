@@ -2,7 +2,7 @@
 
     python segmenter_coco20.py --dataroot COCO_DATAROOT --exp_name EXP_NAME
 
-Numbers: recipes.yaml, block segmenter_coco20. Expected result: README.md.
+Numbers: recipes.yaml, block segmenter_coco20.
 """
 
 import torch

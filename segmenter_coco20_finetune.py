@@ -3,7 +3,7 @@
     python segmenter_coco20_finetune.py --dataroot COCO_DATAROOT --model TRAINED_MODEL --neg_dataset [ADE_DATAROOT] \\
         --exp_name EXP_NAME
 
-Numbers: recipes.yaml, block segmenter_coco20_finetune. Expected result: README.md.
+Numbers: recipes.yaml, block segmenter_coco20_finetune.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@
         --flow_state TRAINED_FLOW --exp_name EXP_NAME
 
 The flow is trained along: its samples are pasted as negatives, and it learns to draw at the border of the known.
-Numbers: recipes.yaml, block segmenter_coco20_finetune_flow. Expected result: README.md.
+Numbers: recipes.yaml, block segmenter_coco20_finetune_flow.
 """
 
 from dataclasses import dataclass

@@ -66,6 +66,8 @@ def main(argv=None):
     parser.add_argument("--dataroot", help="the data set's folder")
     parser.add_argument("--flow_state", default="none", help="weights to start from (default none)")
     args, recipe, run = start_run(parser, FlowTraining, __file__, argv)
+    if run.sync_batchnorm:
+        raise WrongInput("sync_batchnorm must be false: a flow has no BatchNorm")
     if bool(args.dataset) != bool(args.dataroot):
         parser.error("--dataset and --dataroot go together")
 

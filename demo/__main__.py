@@ -47,7 +47,7 @@ def main(argv=None):
     require_writable(args.folder, "--folder")
     started = time.monotonic()
     make_folder(args.folder)
-    with contextlib.chdir(args.folder), told_to_start_anew():
+    with contextlib.chdir(args.folder), stopped_is_explained():
         print("drawing the world", flush=True)
         draw_street_hazards("streets", training=320, validation=16, test=32, seed=args.seed)
         draw_negatives("negatives", count=100, seed=args.seed)
@@ -69,7 +69,8 @@ def main(argv=None):
         baseline = evaluate_ood.main([*world, *pixels, *closed_set])["figures"]["pooled"]
         hybrid_set = ["--folder", "scores", "--params", weights, "--scores", "all"]
         scores = evaluate_ood.main([*world, *pixels, *hybrid_set])["figures"]["pooled"]
-        opened = evaluate_osr_sh.main([*world, "--model", weights, "--folder", ".", "--pictures", "8"])["figures"]
+        open_set = ["--folder", "open_set", "--pictures", "8"]
+        opened = evaluate_osr_sh.main([*world, "--model", weights, *open_set])["figures"]
 
     rows = [["what", "closed-set training", "after fine-tuning"]]
     rows.append(["closed-set mIoU %, validation", closed["mIoU"], hybrid["mIoU"]])
@@ -83,12 +84,12 @@ def main(argv=None):
     write_results(args.folder, figures, {title: rows})
     if args.negatives == "flow":
         print(f"what the flow draws, epoch by epoch: {args.folder}/logs/flow/pictures, then logs/hybrid/pictures")
-    print(f"pictures: {args.folder / 'pictures.png'}\ntook {figures['seconds']:.0f} seconds")
+    print(f"pictures: {args.folder / 'open_set' / 'pictures.png'}\ntook {figures['seconds']:.0f} seconds")
     return figures
 
 
 @contextlib.contextmanager
-def told_to_start_anew():
+def stopped_is_explained():
     """Ctrl-C in one of the scripts ends the demo, which has no half-way."""
     try:
         yield

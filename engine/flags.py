@@ -31,19 +31,24 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.of_the_run = self.add_argument_group("how this run goes")
-        self.run_flags: dict[str, Any] = {}  # and their types
+        self.run_flags: dict[str, argparse.Action] = {}
 
     def add_run_flag(self, flag: str, **choices: Any) -> None:
         """A flag that says how a run goes, where the numbers of the recipe say what it is."""
         action = self.of_the_run.add_argument(flag, **choices)
-        self.run_flags[action.dest] = action.type
+        self.run_flags[action.dest] = action
 
     def value_of(self, flag: str, word: str) -> Any:
         """A word from elsewhere than the flag itself, such as --set, as its value."""
+        action = self.run_flags[flag]
+        kind: Any = action.type or (true_or_false if action.nargs == 0 else str)
         try:
-            return self.run_flags[flag](word)
+            value = kind(word)
         except argparse.ArgumentTypeError as error:
             self.error(f"--{flag}: {error}")
+        if action.choices and value not in action.choices:
+            self.error(f"--{flag}: {word!r} is none of {', '.join(action.choices)}")
+        return value
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
@@ -150,11 +155,11 @@ def script_parser(description: str) -> Parser:
         help="of the network: tf32 (default on a GPU), float32 (default on a CPU; on a GPU slow, and the most exact), "
         "bfloat16 (the fastest) or float16; all but float32 move the figures a little",
     )
-    parser.add_argument(
+    parser.add_run_flag(
         "--max_pixels",
         type=whole_number(1),
-        help="of the largest picture that is read (default 250 million); a larger one is an error, but left out and "
-        "counted in a folder of any photographs",
+        help="largest picture that is read, in pixels (default 250 million); a larger one ends the run, except in a "
+        "folder of any photographs, where it is left out and counted",
     )
     return parser
 
@@ -193,8 +198,8 @@ def argument_parser(description: str) -> Parser:
         type=whole_number(1),
         default=1,
         metavar="N",
-        help="parts in which a process takes its share of a batch, one after the other, to save memory; BatchNorm in "
-        "training mode normalises by the part, as it does by the process (default 1)",
+        help="split each process's share of a batch into so many parts, computed one after the other, to save memory; "
+        "BatchNorm in training mode then uses the statistics of one part (default 1)",
     )
     add_checkpointing_flag(parser, "--checkpointing", "the network's blocks")
     parser.add_run_flag(

@@ -6,6 +6,7 @@ The page's HTML is engine/templates/; all that is put into it is escaped there, 
 import base64
 import functools
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
@@ -40,7 +41,7 @@ def templates() -> jinja2.Environment:
     return environment
 
 
-def page(title: str, subtitle: str, sections: dict[str, str], headline: dict[str, float] | None = None) -> str:
+def page(title: str, subtitle: str, sections: Mapping[str, str], headline: dict[str, float] | None = None) -> str:
     """The whole page.
 
     sections  {title: what the functions below give}; other text is escaped

@@ -53,7 +53,8 @@ def read_record(folder: Path) -> dict:
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
         flat_recipe(record)
-        dict(record.get("inputs", {}))
+        record["inputs"] = dict(record.get("inputs", {}))
+        record["inputs"].pop("max_pixels", None)  # earlier versions took it for an input
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise WrongInput(
             f"{path} is damaged; take it away: last.pt, where there is one, holds the same numbers"

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
+from markupsafe import Markup
 
 from engine.curves import Distribution, panels_png, plot_histogram, plot_precision_recall, plot_roc, rendered_panel
 from engine.evaluation import ReportedFrames
@@ -125,14 +126,14 @@ def write_page(folder: Path, results: dict, report: Report) -> None:
     print(f"page: {folder / 'index.html'}")
 
 
-def write_curves(folder: Path, distributions: dict[str, Distribution]) -> str:
+def write_curves(folder: Path, distributions: dict[str, Distribution]) -> Markup:
     """curves.png and histogram.png of scores that have curves, and the page's part with them; empty without any."""
     files = [folder / name for name in ("curves.png", "histogram.png")]
     for path in files:
         path.unlink(missing_ok=True)
     with_curves = {name: each for name, each in distributions.items() if each.curves["tpr"].size}
     if not with_curves:
-        return ""
+        return Markup()
     lines = len(with_curves) + 1
     curves = {
         "precision and recall": rendered_panel(partial(plot_precision_recall, distributions=with_curves), lines),
@@ -144,6 +145,6 @@ def write_curves(folder: Path, distributions: dict[str, Distribution]) -> str:
     }
     write_whole(panels_png([*curves.values()], 2), files[0])
     write_whole(panels_png([*bars.values()], min(3, len(bars))), files[1])
-    return html_paragraph("Over all pixels pooled; a dot marks the threshold's true positive rate.") + "".join(
-        html_panels({name: panels_png([panel]) for name, panel in panels.items()}) for panels in (curves, bars)
-    )
+    words = html_paragraph("Over all pixels pooled; a dot marks the threshold's true positive rate.")
+    panels = (html_panels({name: panels_png([panel]) for name, panel in kind.items()}) for kind in (curves, bars))
+    return words + Markup().join(panels)

@@ -52,22 +52,19 @@ def read_results(path: Path, flag: str = "") -> dict:
     raises  MissingFile; WrongInput where it is no results.json of an evaluation, or one of another version
     """
     named = f"{flag} {path}".strip()
-    scripts = "evaluate_ood.py, evaluate_osr_sh.py or evaluate_osr_coco.py"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise MissingFile(
-            f"{named} cannot be opened ({error.strerror}); it is the results.json of {scripts}"
-        ) from error
+        raise MissingFile(f"{named} cannot be opened ({error.strerror}); it is an evaluation's results.json") from error
     except ValueError as error:
         raise WrongInput(f"{named} is no JSON file ({error}); give the results.json itself") from error
     schema = results.get("schema") if isinstance(results, dict) else None
     if schema != SCHEMA or isinstance(schema, bool):
-        other = "an earlier version, without a schema" if schema is None else f"schema {schema!r}, and this is {SCHEMA}"
-        raise WrongInput(f"{named} is of {other}, or of no evaluation: evaluate again with {scripts} as they are here")
+        other = "an earlier version, without a schema" if schema is None else f"schema {schema!r}, not {SCHEMA}"
+        raise WrongInput(f"{named} is of {other}, or no evaluation's: evaluate again with the script that made it")
     missing = [key for key, kind in PARTS.items() if not isinstance(results.get(key), kind)]
     if missing:
-        raise WrongInput(f"{named} is damaged, having no {' and no '.join(missing)}: evaluate again")
+        raise WrongInput(f"{named} is damaged, lacking {', '.join(missing)}: evaluate again")
     return results
 
 

@@ -110,7 +110,7 @@ def changed_numbers(parser: Parser, args: argparse.Namespace, recipe_type: type[
         key, equals, value = setting.partition("=")
         if not equals:
             raise WrongInput(f"--set {setting}: write it as KEY=VALUE")
-        if parser.run_flags.get(key):
+        if key in parser.run_flags:
             setattr(args, key, parser.value_of(key, value))
         else:
             changed[key] = value

@@ -60,7 +60,9 @@ def fit(
 
     A run stopped at any moment goes on with --resume from its last.pt and ends with the same weights on a CPU. Of
     several processes (torchrun) each takes its share of every batch and of the validation; process 0 writes.
-    Raises what errors.py holds.
+    Images are float32 in 0..1 on the device. A run may go on with another number of processes. Raises WrongInput for
+    sizes that do not fit together and for a last.pt that does not fit, NotFinite for a loss that is not finite,
+    OutOfMemory, and what reading a sample raises.
     """
     check_sizes(state["model"], len(dataset), recipe, run)
     model, loader = prepare(state["model"], run), loader_of(dataset, recipe, run)

@@ -411,6 +411,8 @@ def test_the_page_shows_every_figure_and_fetches_nothing(name, evaluations):
     assert page.open == [] and page.named and all(value.startswith("data:") for value in page.named)
     assert not re.search(r"https?:|url\(|@import|<script|<iframe", text)
     words = "".join(page.words)
+    assert "<img" not in words and "base64" not in words  # no part of a page is shown as text
+    assert ('alt="ROC"' in text) == (name != "mean")  # which has no pooled pixels and no curves
     table = (evaluations / name / "table.md").read_text()
     markdown = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")

@@ -188,8 +188,12 @@ def test_how_a_run_goes_is_recorded_with_it_apart_from_the_recipe(in_tmp, words)
     _, recipe, run = started(*words, "--workers", "1")
     assert (run.accumulation, run.checkpointing, run.validate_every) == (2, True, 3)
     told = {"accumulation": 2, "checkpointing": True, "sync_batchnorm": False, "validate_every": 3, "workers": 1}
-    assert run.record["run"] == told | {"cache": None, "compile": False, "no_graphs": False}
+    assert run.record["run"] == told | {"cache": None, "compile": False, "no_graphs": False, "max_pixels": None}
     assert not run.record["recipe"]["changed"] and not hasattr(recipe, "accumulation")
+    settings = ["compile=true", "precision=bfloat16", "max_pixels=9", "device=cpu"]
+    _, _, every_kind = started(*(word for setting in settings for word in ("--set", setting)))
+    assert every_kind.compile and every_kind.precision.name == "bfloat16"
+    assert every_kind.record["run"]["max_pixels"] == 9
     _, _, usual = started()
     assert (usual.accumulation, usual.checkpointing, usual.sync_batchnorm) == (1, False, False)
 
@@ -200,11 +204,15 @@ def test_how_a_run_goes_may_change_when_it_goes_on(in_tmp):
     (run.folder / "recipe.yaml").write_text(yaml.safe_dump(run.record))
     assert started("--resume", "--accumulation", "4", "--checkpointing", "true")[2].accumulation == 4
     older = run.record | {"recipe": {"ours": run.record["recipe"]["ours"] | {"accumulation": 3, "checkpointing": True}}}
-    (run.folder / "recipe.yaml").write_text(yaml.safe_dump(older))  # as it was when these were numbers of the recipe
-    assert not started("--resume")[2].checkpointing
+    older["inputs"] = run.record["inputs"] | {"max_pixels": 9}
+    (run.folder / "recipe.yaml").write_text(
+        yaml.safe_dump(older)
+    )  # as it was when these were recipe numbers and an input
+    for words in ([], ["--max_pixels", "9"]):
+        assert not started("--resume", *words)[2].checkpointing
 
 
-@pytest.mark.parametrize("setting", ["accumulation=0", "checkpointing=maybe", "sync_batchnorm=1"])
+@pytest.mark.parametrize("setting", ["accumulation=0", "checkpointing=maybe", "sync_batchnorm=1", "precision=half"])
 def test_a_wrong_setting_of_how_a_run_goes_is_one_line(in_tmp, capsys, setting):
     key, _, value = setting.partition("=")
     for words in (["--set", setting], [f"--{key}", value]):

@@ -99,7 +99,7 @@ def test_results_fit_the_documented_schema(name, evaluated):
 
 def test_a_results_file_of_another_version_is_refused_with_the_way_out(evaluated, tmp_path):
     results = json.loads((evaluated / "evaluate_ood" / "results.json").read_text())
-    for schema, told in ((2, "is of schema 2, and this is 1"), (None, "is of an earlier version, without a schema")):
+    for schema, told in ((2, "is of schema 2, not 1"), (None, "is of an earlier version, without a schema")):
         (tmp_path / "r.json").write_text(json.dumps(results | {"schema": schema}))
-        with pytest.raises(ValueError, match=rf"r\.json {told}, or of no evaluation: evaluate again with evaluate_ood"):
+        with pytest.raises(ValueError, match=rf"r\.json {told}, or no evaluation's: evaluate again"):
             read_results(tmp_path / "r.json")

@@ -1,4 +1,4 @@
-"""reproduce_tables.py: every table of a YAML by its own script, and one page of them."""
+"""tools.reproduce_tables: every table of a YAML by its own script, and one page of them."""
 
 import json
 import shlex
