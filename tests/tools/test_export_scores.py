@@ -20,7 +20,7 @@ from tools.export_scores import __main__ as export_scores
 from tools.export_scores import maps
 
 SIZE = HEIGHT, WIDTH = 48, 64
-FLAGS = ["--network", "ldn121", "--num_classes", "12", "--device", "cpu", "--workers", "0"]
+FLAGS = ["--network", "ldn121", "--device", "cpu", "--workers", "0"]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from data import Cityscapes, ImageFolder
+from data import ImageFolder
 from engine import SlidingWindows, choose_precision, evaluated_frames, run_script, script_parser, start_process
 from engine.files import require_writable, sha256, write_whole
 from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
@@ -53,10 +53,10 @@ def main(argv=None):
 
     device = start_process(args.device)
     precision = choose_precision(args.precision, device)
-    model = open_network(args.params, args.network, args.num_classes)
-    if not model.hybrid:
+    network = open_network(args.params, args.network, args.num_classes)
+    if not network.hybrid:
         raise WrongInput(f"{args.params} has no dataset head, which the hybrid score needs; give fine-tuned weights")
-    model = fast_inference(model.to(device), precision.dtype, precision.memory_format)
+    model = fast_inference(network.to(device), precision.dtype, precision.memory_format)
     if args.tile is not None:
         model = SlidingWindows(model, args.tile, args.tile - args.tile_overlap)
     settings = {
@@ -64,7 +64,7 @@ def main(argv=None):
         "score": "hybrid, larger is more anomalous",
         "weights_sha256": sha256(args.params),
         "network": args.network,
-        "num_classes": args.num_classes,
+        "num_classes": network.num_classes,
         "shift": args.shift,
         "tile": args.tile,
         "tile_overlap": args.tile_overlap if args.tile is not None else None,
@@ -85,12 +85,7 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="check score maps of these images; writes nothing")
     parser.add_argument("--params", help="weights with a dataset head")
     parser.add_argument("--network", choices=OF_WHOLE_IMAGES, default="deeplabv3plus", help="(default deeplabv3plus)")
-    parser.add_argument(
-        "--num_classes",
-        type=whole_number(1, OUTLIER),
-        default=Cityscapes.num_classes,
-        help="that the weights know (default 19, Cityscapes'; 12 for StreetHazards)",
-    )
+    parser.add_argument("--num_classes", type=whole_number(1, OUTLIER), help="K (default: as many as the weights have)")
     parser.add_argument("--method", default="densehybrid", help="smiyc: the method's folder (default densehybrid)")
     parser.add_argument(
         "--dataset", help="smiyc: the data set's folder (default: X-all where dataset_X is in --dataroot)"
