@@ -13,7 +13,6 @@ from data.negatives import (
     MaskedPatches,
     WithFixedNegatives,
     WithNegatives,
-    draw_corner,
     paste,
 )
 from data.roadanomaly import RoadAnomaly
@@ -40,7 +39,6 @@ __all__ = [
     "WithFixedNegatives",
     "WithNegatives",
     "cut_out",
-    "draw_corner",
     "draw_patch_size",
     "filled_transform",
     "paste",

@@ -9,16 +9,15 @@ from engine.evaluate import (
     closed_set_figures,
     evaluated_frames,
     has_outliers,
-    picture_of,
     predicted_classes,
 )
 from engine.evaluation import Evaluation, ReportedFrames, start_evaluation
 from engine.flags import add_fixed_flags, argument_parser, script_parser
 from engine.loader import batches, evaluation_loader, same_noise, to_device
-from engine.pictures import evenly_spread, save_pictures, save_samples
+from engine.pictures import evenly_spread, save_samples
 from engine.precision import choose_precision
 from engine.processes import main_process_first
-from engine.recipe import Recipe, require, require_positive
+from engine.recipe import Recipe, require_positive
 from engine.results import write_results
 from engine.run import Run
 from engine.script import run_script
@@ -46,14 +45,11 @@ __all__ = [
     "fit",
     "has_outliers",
     "main_process_first",
-    "picture_of",
     "predicted_classes",
-    "require",
     "require_positive",
     "require_two_images_per_forward",
     "run_script",
     "same_noise",
-    "save_pictures",
     "save_samples",
     "script_parser",
     "start_evaluation",

@@ -9,7 +9,7 @@ from models.denseflow import denseflow_25_6
 from models.frozen import frozen
 from models.inference import fast_inference
 from models.ladder_densenet import backbone_slower, ladder_densenet121
-from models.networks import NETWORKS, OF_WHOLE_IMAGES, Architecture, open_network
+from models.networks import NETWORKS, OF_WHOLE_IMAGES, open_network
 from models.segmenter import ReleasedScoring, segmenter
 from models.weights import (
     NVIDIA_SOURCE,
@@ -17,7 +17,6 @@ from models.weights import (
     SEGMENTER_DATASET_HEADS,
     load_imagenet_densenet121,
     load_imagenet_vit,
-    load_network,
     load_weights,
 )
 
@@ -27,7 +26,6 @@ __all__ = [
     "NVIDIA_WEIGHTS",
     "OF_WHOLE_IMAGES",
     "SEGMENTER_DATASET_HEADS",
-    "Architecture",
     "ReleasedScoring",
     "backbone_slower",
     "deeplabv3plus",
@@ -37,7 +35,6 @@ __all__ = [
     "ladder_densenet121",
     "load_imagenet_densenet121",
     "load_imagenet_vit",
-    "load_network",
     "load_weights",
     "open_network",
     "segmenter",

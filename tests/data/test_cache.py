@@ -35,7 +35,7 @@ from data import (
 from engine.loader import SeededSamples, batches, training_loader
 from errors import message_of
 from labels import IGNORE, OUTLIER
-from methods import negative_images
+from methods.real_negatives import negative_images
 from tests.support.layouts import ade20k_photograph, make, noise, pair, street_frame
 from tests.support.samples import MEAN, smooth_noise
 

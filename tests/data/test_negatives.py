@@ -12,11 +12,10 @@ from data import (
     MaskedPatches,
     WithFixedNegatives,
     WithNegatives,
-    draw_corner,
     paste,
     train_transform,
 )
-from data.negatives import mask_of_two_ids, permitted_places, place_negative, random_rectangle
+from data.negatives import draw_corner, mask_of_two_ids, permitted_places, place_negative, random_rectangle
 from engine.loader import batches, to_device, training_loader
 from labels import IGNORE, OUTLIER
 from tests.support.samples import MEAN, Pictures, ramp, smooth_noise

@@ -7,7 +7,8 @@ from PIL import Image
 
 from engine import argument_parser
 from engine.recipe import read_recipe
-from methods import RealNegativesRecipe, add_negative_flags, negative_images, real_negatives
+from methods import RealNegativesRecipe, add_negative_flags, real_negatives
+from methods.real_negatives import negative_images
 
 
 @pytest.fixture

@@ -17,12 +17,11 @@ from errors import message_of
 from models import (
     ladder_densenet121,
     load_imagenet_densenet121,
-    load_network,
     load_weights,
 )
 from models.networks import dataset_head
 from models.vit import VisionTransformer
-from models.weights import read_state_dict
+from models.weights import load_network, read_state_dict
 from tests.golden.fill import golden_state_dict
 
 

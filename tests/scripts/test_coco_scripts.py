@@ -910,7 +910,7 @@ def test_the_pictures_show_the_prediction_that_was_counted(world, pixel_wise, mo
         if path.name == "pictures.png":  # the page has more
             shown.extend(pictures)
 
-    put_in_place(monkeypatch, {"engine.save_pictures": keep})
+    put_in_place(monkeypatch, {"engine.pictures.save_pictures": keep})
     threshold = evaluated(world, pixel_wise, "--pictures", "9")["threshold"]
     frames = list(photographs_of(world.coco))
     assert len(shown) == len(frames) == 6

@@ -10,7 +10,7 @@ import pytest
 
 from engine import files, report, run_script
 from errors import message_of
-from methods import FLOW_SOURCE
+from methods.flow_negatives import FLOW_SOURCE
 from models import load_imagenet_densenet121, load_weights, open_network
 from models.weights import read_state_dict
 from tests.support.parsers import EVALUATIONS, TRAININGS, Network, parser_of, script_module, spare_networks, words_for

@@ -19,7 +19,8 @@ from engine import Run, Step, closed_set_figures, fit, run_script
 from engine.device import start_process
 from engine.processes import rank
 from losses import dense_hybrid_loss, pixel_counts
-from methods import RealNegativesRecipe, negative_images
+from methods import RealNegativesRecipe
+from methods.real_negatives import negative_images
 
 NUMBERS = {
     "lr": 0.05, "lr_min": 0.0, "schedule": "cosine", "epochs": 2, "batch_size": 4, "drop_last": False,
