@@ -30,10 +30,9 @@ from metrics import AnomalyMetrics
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where an evaluation writes, what it runs on and with, and how it was started."""
+    """What an evaluation runs on and with, and how it was started."""
 
     command: str
-    folder: Path
     dataroot: str
     weights: str
     digest: Future  # SHA-256 of the weights, worked out while the network and the data are opened
@@ -98,9 +97,15 @@ def start_evaluation(
     digest = thread.submit(sha256, path)
     thread.shutdown(wait=False)
     require_same_weights(args.folder, path, digest)
-    command = launch_command(script, argv)
-    made_with = digest, device, precision, args.workers
-    return args, Evaluation(command, args.folder, str(args.dataroot), str(path), *made_with)
+    return args, Evaluation(
+        command=launch_command(script, argv),
+        dataroot=str(args.dataroot),
+        weights=str(path),
+        digest=digest,
+        device=device,
+        precision=precision,
+        workers=args.workers,
+    )
 
 
 def require_same_weights(folder: Path, weights: str | Path, digest: Future) -> None:
@@ -154,7 +159,7 @@ class ReportedFrames:
         self._figures[frame.number] = {"name": frame.name} | figures
         self._samples[frame.number] = {name: heat_sample(each) for name, each in scores.items()}
         first = self.scores[0]
-        self.ranking.add(frame, scores[first], open_prediction, ap=figures[first]["AP"])
+        self.ranking.add(frame, scores[first], figures[first]["AP"], open_prediction)
         if frame.number in self.shown:
             self._pictures[frame.number] = picture_of(frame, scores[first], open_prediction)
         return metrics
@@ -205,10 +210,8 @@ class FrameRanking:
         self._best: list[RankedFrame] = []
         self._worst: list[RankedFrame] = []
 
-    def add(self, frame: Frame, scores: Tensor, open_prediction: Tensor | None = None, ap: float | None = None) -> None:
-        """ap  of these scores, where it is known already"""
-        if ap is None:
-            ap = AnomalyMetrics().update(scores, frame.labels).compute()["AP"]
+    def add(self, frame: Frame, scores: Tensor, ap: float, open_prediction: Tensor | None = None) -> None:
+        """ap  of these scores, NaN where the frame has none"""
         self._aps[frame.number] = frame.name, None if ap != ap else ap
         if ap != ap:
             return

@@ -23,6 +23,8 @@ HEAT_RANGE = (0.01, 0.99)  # the share of scores that is black, and that below p
 UNKNOWN_COLOUR = (0, 255, 255)
 IGNORE_COLOUR = (0, 0, 0)
 PICTURE_WIDTH = 640  # pixels; less than twice this is kept of a frame, which is shown at 320 to 480
+CELL_WIDTH = 320  # of a frame in a sheet
+LEAST_WIDTH = 96  # of a sample in a sheet
 GAP, HEADER, LEGEND_LINE = 6, 26, 22
 HEAT_SAMPLE = 1000  # pixels of each frame that the range of heat over many frames is taken from
 
@@ -126,9 +128,9 @@ def heat_note(score_name: str, low: float, high: float) -> str:
     )
 
 
-def save_samples(path: Path, images: Tensor, columns: int, least_width: int = 96) -> None:
+def save_samples(path: Path, images: Tensor, columns: int) -> None:
     """A sheet of images (n, 3, h, w) in 0..255, `columns` a row, small ones enlarged pixel by pixel."""
-    zoom = -(-least_width // images.shape[3])
+    zoom = -(-LEAST_WIDTH // images.shape[3])
     images = (images.float().cpu() / 255).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
@@ -142,7 +144,6 @@ def save_grid(
     rows: Sequence[Sequence[np.ndarray]],
     colours: Colours,
     note: str = "",
-    cell_width: int = 320,
     captions: Sequence[str] = (),
 ) -> None:
     """One row of (H, W, 3) uint8 pictures per frame under the columns' titles, with a legend of the class colours.
@@ -150,23 +151,23 @@ def save_grid(
     captions  a line above each row, or none
     """
     font = ImageFont.load_default(14)
-    heights = [max(round(picture.shape[0] * cell_width / picture.shape[1]) for picture in row) for row in rows]
-    width = len(columns) * (cell_width + GAP) + GAP
+    heights = [max(round(picture.shape[0] * CELL_WIDTH / picture.shape[1]) for picture in row) for row in rows]
+    width = len(columns) * (CELL_WIDTH + GAP) + GAP
     legend = [*colours.items(), ("unknown", UNKNOWN_COLOUR), ("ignored", IGNORE_COLOUR)]
     places, legend_lines = lay_out([name for name, _ in legend], font, width)
     total = HEADER + sum(heights) + GAP * len(rows) + LEGEND_LINE * (len(captions) + legend_lines + bool(note)) + GAP
     sheet = Image.new("RGB", (width, total), "white")
     draw = ImageDraw.Draw(sheet)
     for number, title in enumerate(columns):
-        draw.text((GAP + number * (cell_width + GAP), 5), title, "black", font)
+        draw.text((GAP + number * (CELL_WIDTH + GAP), 5), title, "black", font)
     top = HEADER
     for row, height, caption in zip_longest(rows, heights, captions):
         if caption is not None:
             draw.text((GAP, top + 2), caption, "black", font)
             top += LEGEND_LINE
         for number, picture in enumerate(row):
-            cell = Image.fromarray(picture).resize((cell_width, height), Image.Resampling.BILINEAR)
-            sheet.paste(cell, (GAP + number * (cell_width + GAP), top))
+            cell = Image.fromarray(picture).resize((CELL_WIDTH, height), Image.Resampling.BILINEAR)
+            sheet.paste(cell, (GAP + number * (CELL_WIDTH + GAP), top))
         top += height + GAP
     for (name, colour), (left, line) in zip(legend, places, strict=True):
         y = top + line * LEGEND_LINE

@@ -204,14 +204,6 @@ def gather_merged(metrics: Any) -> Any:
     return metrics
 
 
-def gather_sorted(records: dict[int, Any]) -> list[Any]:
-    """In process 0 the records of all processes in the order of their numbers; in the others their own."""
-    together = dict(records)
-    for other in gather(records):
-        together |= other
-    return [together[number] for number in sorted(together)]
-
-
 def average_buffers(modules: Sequence[nn.Module], names: tuple[str, ...]) -> None:
     """The named buffers of the modules become their means over all processes."""
     if dist.is_initialized():

@@ -193,16 +193,15 @@ def load_imagenet_densenet121(model: nn.Module, path: str | Path | None = None) 
     return model
 
 
-def load_imagenet_vit(model: nn.Module, path: str | Path, source: str = IMAGENET_VIT) -> nn.Module:
+def load_imagenet_vit(model: nn.Module, path: str | Path) -> nn.Module:
     """Fill the encoder of a Segmenter with the ImageNet weights of a ViT-B/16 for 384x384, and return the model.
 
     path    a plain state_dict with timm's names. Its position embedding of 24x24 patches is resized bilinearly to the
             encoder's grid, the class token's row is kept. Instead, weights of a whole Segmenter fill all of it.
-    source  where the file is to be had, for the errors
     raises  FileNotFoundError where there is no file, ValueError where it does not fit the encoder
     """
     encoder = model.model.encoder
-    weights = read_state_dict(path, source)
+    weights = read_state_dict(path, IMAGENET_VIT)
     if any(key.startswith("model.encoder.") for key in weights):
         fit_state_dict(model, weights, path)
         say_unnoted_numbers(model, weights, path)
@@ -213,7 +212,7 @@ def load_imagenet_vit(model: nn.Module, path: str | Path, source: str = IMAGENET
     try:
         fit_state_dict(encoder, dict(weights), path)  # whose heads may be others: the release trains 16 from 12
     except ValueError as error:
-        raise WrongInput(f"{error} ({source})") from None
+        raise WrongInput(f"{error} ({IMAGENET_VIT})") from None
     return model
 
 

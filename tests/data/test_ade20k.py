@@ -7,7 +7,7 @@ from data import (
     ADE20K,
 )
 from tests.support.layouts import ade20k_photograph, noise
-from tests.support.samples import told_by
+from tests.support.samples import error_of_sample
 
 # ADE20K
 
@@ -23,7 +23,7 @@ def test_every_ade20k_id_is_its_own_label(tmp_path):
 
 def test_ade20k_id_151_is_refused(tmp_path):
     _, label_path = ade20k_photograph(tmp_path, stored=np.full((40, 40), 151, np.uint8))
-    told = told_by(ValueError, ADE20K(tmp_path))
+    told = error_of_sample(ValueError, ADE20K(tmp_path))
     assert f"{label_path} holds label value 151; this data set's values are 0-150" in told
 
 

@@ -12,7 +12,7 @@ from data import (
 )
 from data.files import label_table, open_image, plain_png, read_image, read_labels
 from tests.support.layouts import noise, street_frame, write
-from tests.support.samples import told_by
+from tests.support.samples import error_of_sample
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["image", "label map"])
@@ -22,7 +22,7 @@ def test_a_truncated_file_is_named_wherever_it_is_cut(which, share, tmp_path):
     path = street_frame(tmp_path, image=noise(40, 60), stored=stored)[which]
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    told = error_of_sample(ValueError, StreetHazards(tmp_path, "training"))
     assert f"{path} cannot be read as an image" in told
     assert "fetch or write it again" in told
 
@@ -31,7 +31,7 @@ def test_a_file_that_went_away_is_named(tmp_path):
     image_path, _ = street_frame(tmp_path)
     frames = StreetHazards(tmp_path, "training")
     image_path.unlink()
-    assert f"{image_path} is gone" in told_by(FileNotFoundError, frames)
+    assert f"{image_path} is gone" in error_of_sample(FileNotFoundError, frames)
 
 
 @pytest.mark.parametrize("mode, words", [("L", "a greyscale image"), ("LA", "a greyscale image"),
@@ -39,14 +39,14 @@ def test_a_file_that_went_away_is_named(tmp_path):
 def test_an_image_that_may_be_a_label_map_is_refused(mode, words, tmp_path):
     image_path, _ = street_frame(tmp_path)
     write(image_path, noise(4, 6), mode)
-    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    told = error_of_sample(ValueError, StreetHazards(tmp_path, "training"))
     assert f"{image_path} is stored as {words} (mode {mode}); expected RGB or RGBA" in told
     assert "convert it, or check that no label map lies among the images" in told
 
 
 def test_an_rgb_label_map_is_refused(tmp_path):
     _, label_path = street_frame(tmp_path, stored=noise(4, 6))
-    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    told = error_of_sample(ValueError, StreetHazards(tmp_path, "training"))
     assert f"{label_path} is stored as an image (mode RGB); a label map has one value per pixel" in told
 
 

@@ -11,7 +11,7 @@ from data import (
 )
 from labels import IGNORE, OUTLIER
 from tests.support.layouts import noise, street_frame, write
-from tests.support.samples import MEAN, ramp, told_by
+from tests.support.samples import MEAN, error_of_sample, ramp
 
 # StreetHazards: folders and labels
 
@@ -48,7 +48,7 @@ def test_a_value_that_street_hazards_does_not_have_is_refused(value, tmp_path):
     stored = np.full((4, 6), 2, np.uint8)
     stored[3, 5] = value
     _, label_path = street_frame(tmp_path, stored=stored)
-    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    told = error_of_sample(ValueError, StreetHazards(tmp_path, "training"))
     assert f"{label_path} holds label value {value}; this data set's values are 1-14" in told
 
 
@@ -73,7 +73,7 @@ def test_a_label_map_of_sixteen_bits_is_read_by_value(tmp_path):
     assert StreetHazards(tmp_path, "training")[0][1].unique().tolist() == [OUTLIER]
     stored[0, 0] = 256 + 14
     write(label_path, stored)
-    assert "holds label value 270" in told_by(ValueError, StreetHazards(tmp_path, "training"))
+    assert "holds label value 270" in error_of_sample(ValueError, StreetHazards(tmp_path, "training"))
 
 
 def test_a_coloured_label_map_is_read_by_index(tmp_path):
@@ -160,7 +160,7 @@ def test_a_label_map_without_image_is_named(towns):
 
 def test_image_and_label_map_of_two_sizes_are_named(tmp_path):
     image_path, label_path = street_frame(tmp_path, stored=np.full((6, 4), 2, np.uint8))
-    told = told_by(ValueError, StreetHazards(tmp_path, "training"))
+    told = error_of_sample(ValueError, StreetHazards(tmp_path, "training"))
     assert f"{image_path} is 6x4 but its label map {label_path} is 4x6" in told
 
 

@@ -326,16 +326,17 @@ def test_scores_that_are_all_equal_have_a_picture_too():
 def test_a_grid_shows_every_row_and_column_in_its_place(tmp_path):
     cells = [[np.full((6, 12, 3), 20 + 60 * row + 15 * column, np.uint8) for column in range(3)] for row in range(2)]
     path = tmp_path / "new" / "grid.png"
-    pictures.save_grid(path, ("a", "b", "c"), cells, COLOURS, "a note", cell_width=40)
+    pictures.save_grid(path, ("a", "b", "c"), cells, COLOURS, "a note")
     with Image.open(path) as image:
         sheet = np.array(image)
-    assert sheet.shape[1] == 3 * (40 + pictures.GAP) + pictures.GAP
+    width, height = pictures.CELL_WIDTH, pictures.CELL_WIDTH // 2  # cells are twice as wide as high
+    assert sheet.shape[1] == 3 * (width + pictures.GAP) + pictures.GAP
     for row in range(2):
-        y = pictures.HEADER + row * (20 + pictures.GAP) + 10  # cells are twice as wide as high
+        y = pictures.HEADER + row * (height + pictures.GAP) + height // 2
         for column in range(3):
-            x = pictures.GAP + column * (40 + pictures.GAP) + 20
+            x = pictures.GAP + column * (width + pictures.GAP) + width // 2
             assert sheet[y, x].tolist() == [20 + 60 * row + 15 * column] * 3
-    legend = sheet[pictures.HEADER + 2 * (20 + pictures.GAP) :].reshape(-1, 3)
+    legend = sheet[pictures.HEADER + 2 * (height + pictures.GAP) :].reshape(-1, 3)
     for colour in (*COLOURS.values(), pictures.UNKNOWN_COLOUR, pictures.IGNORE_COLOUR):
         assert (legend == colour).all(1).any()
 

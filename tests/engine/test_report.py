@@ -25,13 +25,13 @@ from engine.evaluate import Frame
 from engine.evaluation import FrameRanking, start_evaluation
 from engine.flags import script_parser
 from engine.page import html_paragraph, html_table, page
-from engine.pictures import GAP, HEADER, LEGEND_LINE, save_grid
+from engine.pictures import CELL_WIDTH, GAP, HEADER, LEGEND_LINE, save_grid
 from engine.report import PUBLISHED, published_tables
 from engine.results import cell_text
 from labels import IGNORE, OUTLIER
 from metrics import AnomalyMetrics
 from tests.support.networks import save_random_weights
-from tests.support.samples import frames_of_every_kind
+from tests.support.samples import average_precision, frames_of_every_kind
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -194,14 +194,13 @@ def test_panels_lie_beside_each_other_row_by_row():
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-@pytest.mark.parametrize("known", [False, True], ids=["computed", "given"])
-def test_the_best_and_the_worst_frames_are_those_of_a_slow_selection(keep, known):
+def test_the_best_and_the_worst_frames_are_those_of_a_slow_selection(keep):
     ranking, slow = FrameRanking(keep), {}
     for frame, scores in frames_of_every_kind(40):
         outlier = (frame.labels == OUTLIER).flatten().numpy()
         defined = outlier.any() and not outlier.all()
         slow[frame.name] = sklearn.metrics.average_precision_score(outlier, scores.flatten()) if defined else None
-        ranking.add(frame, scores, ap=(slow[frame.name] if defined else float("nan")) if known else None)
+        ranking.add(frame, scores, average_precision(frame, scores))
         assert len(ranking._best) <= keep and len(ranking._worst) <= keep  # pictures never pile up
     assert list(ranking.ap) == list(slow)
     assert list(ranking.ap.values()) == pytest.approx(list(slow.values()))
@@ -219,7 +218,7 @@ def test_the_best_and_the_worst_frames_are_those_of_a_slow_selection(keep, known
 def test_no_frame_is_both_best_and_worst():
     ranking = FrameRanking(3)
     for frame, scores in frames_of_every_kind(5):  # four with an AP
-        ranking.add(frame, scores)
+        ranking.add(frame, scores, average_precision(frame, scores))
     names = [re.search(r"frame \d", caption)[0] for caption in ranking.captioned()]
     assert len(names) == len(set(names)) == 4
 
@@ -229,7 +228,7 @@ def test_a_wide_frame_is_thinned_and_nothing_of_it_is_kept_whole():
     labels = torch.zeros(1, 1024, 2048, dtype=torch.long)
     labels[:, :500] = OUTLIER
     scores = torch.rand(1, 1024, 2048)
-    ranking.add(Frame(0, "wide", torch.rand(1, 3, 1024, 2048), labels, torch.rand(1, 2, 1024, 2048), None), scores)
+    ranking.add(Frame(0, "wide", torch.rand(1, 3, 1024, 2048), labels, torch.rand(1, 2, 1024, 2048), None), scores, 0.5)
     picture = next(iter(ranking.captioned().values()))
     assert picture.labels.shape == picture.scores.shape == picture.image.shape[1:] == (342, 683)
     np.testing.assert_array_equal(picture.scores, scores[0, ::3, ::3])
@@ -239,7 +238,7 @@ def test_a_wide_frame_is_thinned_and_nothing_of_it_is_kept_whole():
 def test_pictures_can_be_changed_once_the_threshold_is_known():
     ranking = FrameRanking(2)
     for frame, scores in frames_of_every_kind(12):
-        ranking.add(frame, scores)
+        ranking.add(frame, scores, average_precision(frame, scores))
     ranking.redraw(lambda picture: picture._replace(open_prediction=picture.scores > 0.5))
     for picture in ranking.captioned().values():
         np.testing.assert_array_equal(picture.open_prediction, picture.scores > 0.5)
@@ -486,12 +485,13 @@ def test_the_sheet_has_a_line_of_words_above_each_frame(evaluations, tmp_path):
     ):
         assert captioned.size == (plain.size[0], plain.size[1] + 4 * LEGEND_LINE)
     red = np.full((20, 40, 3), (255, 0, 0), np.uint8)
-    save_grid(tmp_path / "sheet.png", ["a"], [[red], [red]], {}, cell_width=40, captions=["first", "second"])
+    save_grid(tmp_path / "sheet.png", ["a"], [[red], [red]], {}, captions=["first", "second"])
     sheet = np.array(Image.open(tmp_path / "sheet.png"))
     is_red = (sheet[:, GAP + 20] == (255, 0, 0)).all(1)
-    rows = [HEADER + LEGEND_LINE, HEADER + 2 * LEGEND_LINE + 20 + GAP]  # where the frames begin
+    height = CELL_WIDTH // 2
+    rows = [HEADER + LEGEND_LINE, HEADER + 2 * LEGEND_LINE + height + GAP]  # where the frames begin
     assert np.flatnonzero(np.diff(is_red.astype(int)) == 1).tolist() == [row - 1 for row in rows]
-    assert np.count_nonzero(is_red) == 40
+    assert np.count_nonzero(is_red) == 2 * height
     for row in rows:
         assert (sheet[row - LEGEND_LINE : row] < 100).all(-1).any()  # words
 

@@ -507,5 +507,3 @@ def test_a_missing_imagenet_vit_is_named_with_where_it_is_to_be_had(small_imagen
     with pytest.raises(FileNotFoundError, match=re.escape(f"no weight file {path}; expected is")) as error:
         load_imagenet_vit(small_imagenet[0], path)
     assert "1AlCpbDZhFiZ99teZKXu80OnskWagnvw4" in str(error.value)
-    with pytest.raises(FileNotFoundError, match="ask the librarian"):
-        load_imagenet_vit(small_imagenet[0], path, source="ask the librarian")

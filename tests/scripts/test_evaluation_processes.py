@@ -12,13 +12,13 @@ from PIL import Image
 
 from engine.evaluate import Frame, evaluated_frames
 from engine.evaluation import FrameRanking
-from engine.processes import gather_merged, gather_sorted
+from engine.processes import gather_merged
 from labels import OUTLIER
 from metrics import ConfusionMatrix
 from tests.support import shared_evaluations
 from tests.support.layouts import coco_scenes, large_frames
 from tests.support.networks import save_random_weights, small_segmenter
-from tests.support.samples import frames_of_every_kind
+from tests.support.samples import average_precision, frames_of_every_kind
 from tests.support.several import torchrun
 from tests.support.stand_ins import put_in_place
 
@@ -152,10 +152,9 @@ def test_every_frame_is_in_one_share_in_order(processes, monkeypatch):
     assert sorted(numbers) == [0, 1, 2, 3, 4]
 
 
-def test_one_process_keeps_its_own_counts_and_orders_its_records():
+def test_one_process_keeps_its_own_counts():
     counts = ConfusionMatrix(2).update(np.array([0, 1, 1]), np.array([0, 1, 0]))
     assert gather_merged(counts) is counts and counts.matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert gather_sorted({7: "c", 0: "a", 3: "b"}) == ["a", "b", "c"] and gather_sorted({}) == []
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 50])
@@ -164,8 +163,9 @@ def test_rankings_of_shares_become_the_ranking_of_all(shares, keep):
     frames = list(frames_of_every_kind(20))
     whole, parts = FrameRanking(keep), [FrameRanking(keep) for _ in range(shares)]
     for number, (frame, scores) in enumerate(frames):
-        whole.add(frame, scores)
-        parts[number % shares].add(frame, scores)
+        ap = average_precision(frame, scores)
+        whole.add(frame, scores, ap)
+        parts[number % shares].add(frame, scores, ap)
     ranking = parts[-1]
     for part in parts[:-1]:
         assert ranking.merge(part) is ranking
@@ -179,8 +179,8 @@ def test_rankings_of_shares_become_the_ranking_of_all(shares, keep):
 def test_of_equal_frames_the_earlier_is_ranked_first_whichever_came_first():
     (third, scores), (eighth, _) = [pair for pair in frames_of_every_kind(9) if pair[0].number in (3, 8)]
     ranking = FrameRanking(1)
-    ranking.add(eighth, (eighth.labels > 100).float())
-    ranking.add(third, scores)
+    ranking.add(eighth, (eighth.labels > 100).float(), ap=1.0)
+    ranking.add(third, scores, ap=1.0)
     assert re.match("best 1: frame 3, AP 100.00 %", *ranking.captioned())
 
 

@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 
 from engine.evaluate import Frame
 from labels import IGNORE, OUTLIER
+from metrics import AnomalyMetrics
 
 MEAN = (84, 88, 95)
 
@@ -56,7 +57,11 @@ def frames_of_every_kind(count, seed=0):
         yield Frame(number, f"frame {number}", image, labels, torch.rand(1, 12, 6, 8, generator=draw), None), scores
 
 
-def told_by(error, dataset, index=0):
+def average_precision(frame, scores):
+    return AnomalyMetrics().update(scores, frame.labels).compute()["AP"]
+
+
+def error_of_sample(error, dataset, index=0):
     """What the data set says of a sample that cannot be had"""
     with pytest.raises(error) as raised:
         dataset[index]
