@@ -8,10 +8,11 @@ With torchrun --nproc_per_node N in the place of python, N GPUs share the images
 
 from data import COCO20, Cityscapes, StreetHazards
 from engine import SlidingWindows, evaluated_frames, predicted_classes, run_script, script_parser, start_evaluation
-from engine.flags import add_benchmark_flags, add_heads_flag
+from engine.flags import add_benchmark_flags
 from engine.processes import gather_merged, is_main_process, main_process_first
 from engine.report import published_tables, write_evaluation
 from engine.results import evaluation_results
+from methods.flags import add_heads_flag
 from metrics import ConfusionMatrix, classes_averaged
 from models import NETWORKS, fast_inference, open_network
 

@@ -26,12 +26,13 @@ from engine import (
     start_evaluation,
 )
 from engine.curves import distribution_of
-from engine.flags import add_heads_flag, whole_number
+from engine.flags import whole_number
+from engine.open_set import open_set_figures, open_set_headline, open_set_table
 from engine.processes import broadcast, gather_merged, is_main_process, main_process_first
 from engine.report import Report, published_tables, write_evaluation
 from engine.results import Calibration, evaluation_results
 from losses import anomaly_score
-from methods.open_set import add_open_set_flags, open_set_figures, open_set_headline, open_set_table
+from methods.flags import add_heads_flag, add_open_set_flags
 from methods.scores import chosen_score
 from metrics import AnomalyMetrics, ConfusionMatrix
 from models import NETWORKS, ReleasedScoring, fast_inference, open_network

@@ -27,11 +27,12 @@ from engine import (
     start_evaluation,
 )
 from engine.curves import Distribution, distribution_of
+from engine.open_set import halved, open_set_figures, open_set_headline, total_figures, town_table
 from engine.processes import broadcast, gather_merged, is_main_process
 from engine.report import Report, published_tables, write_evaluation
 from engine.results import Calibration, evaluation_results
 from losses import anomaly_score
-from methods.open_set import add_open_set_flags, halved, open_set_figures, open_set_headline, total_figures, town_table
+from methods.flags import add_open_set_flags
 from methods.scores import chosen_score
 from metrics import AnomalyMetrics, ConfusionMatrix
 from models import fast_inference, open_network

@@ -274,14 +274,6 @@ def add_pictures_flag(parser: Parser) -> None:
     )
 
 
-def add_heads_flag(parser: Parser) -> None:
-    parser.add_argument(
-        "--heads",
-        type=whole_number(1),
-        help="of Segmenter's encoder (default: as its weights say, else 16, as released)",
-    )
-
-
 def add_fixed_flags(parser: argparse.ArgumentParser, num_classes: int, dataset: str) -> None:
     """Flags of the original's command line that may only say what the script does anyway."""
     parser.add_argument("--num_classes", type=int, choices=[num_classes], help="accepted where it is the script's own")

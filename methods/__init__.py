@@ -1,4 +1,7 @@
-"""How the papers train: what a step does with a batch, where negatives come from, what a validation says."""
+"""How the papers train, and which scores they evaluate.
+
+What a step does with a batch, where negatives come from, what a validation says, which score an evaluation takes.
+"""
 
 from methods.dense_hybrid import closed_set_step, closed_set_validation, hybrid_step, hybrid_validation
 from methods.flow_negatives import FlowNegatives, add_flow_flags

@@ -2,17 +2,8 @@
 
 from pathlib import Path
 
-from engine.flags import Parser
 from errors import WrongInput
 from losses import CLASS_SCORES, DATASET_SCORES
-
-
-def add_score_flag(parser: Parser) -> None:
-    parser.add_argument(
-        "--score",
-        choices=[*DATASET_SCORES, *CLASS_SCORES],
-        help="(default: hybrid, or max_logit for closed-set weights)",
-    )
 
 
 def chosen_score(asked: str | None, hybrid: bool, weights: str | Path) -> str:

@@ -17,10 +17,11 @@ from torch.export import Dim
 
 from engine import run_script
 from engine.files import require_writable
-from engine.flags import Parser, add_heads_flag, whole_number
+from engine.flags import Parser, whole_number
 from errors import FileInTheWay, MissingFile, WrongInput
 from labels import OUTLIER
 from losses import hybrid_score, max_logit_score
+from methods.flags import add_heads_flag
 from models import NETWORKS, open_network
 
 OPSET = 20

@@ -17,8 +17,8 @@ from pathlib import Path
 from data.decoding import MAX_PIXELS
 from engine import choose_precision, run_script, script_parser, start_process
 from engine.files import require_writable, sha256
-from engine.flags import add_heads_flag, add_tile_flags, check_tile, finite_number, whole_number
-from methods.scores import add_score_flag
+from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
+from methods.flags import add_heads_flag, add_score_flag
 from models.segmenter import WINDOW
 from tools.predict.calibration import read_calibration
 from tools.predict.drawing import Drawing
@@ -86,7 +86,7 @@ def main(argv=None):
     keep_lines(args.folder, done | (earlier.keys() - inputs.keys()))
     todo = {name: path for name, path in inputs.items() if name not in done}
     if threshold is None:
-        print("neither --threshold nor --calibration: what is unknown is not decided, there are no open-set maps")
+        print("neither --threshold nor --calibration: no pixel is called unknown, and no open-set maps are written")
     if done:
         print(f"{len(done)} of {len(inputs)} inputs were done before")
     if is_video:

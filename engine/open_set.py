@@ -1,30 +1,17 @@
-"""What an open-set evaluation takes, and its figures: known classes, and pixels that are called unknown."""
+"""Figures and tables of an open-set evaluation: known classes, and pixels that are called unknown."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.flags import Parser, add_pictures_flag, share
 from engine.results import Rows
-from methods.scores import add_score_flag
+from metrics import ConfusionMatrix
 
 MEANS = {"mIoU": "closed mIoU %", "open_mIoU": "open-mIoU %", "mIoU_with_unknown": "mIoU with unknown %"}
 
 
-def add_open_set_flags(parser: Parser, folder: Path) -> None:
-    """folder  where the results go unless --folder says otherwise"""
-    parser.add_argument("--tpr", type=share, default=0.95, help="share of outlier pixels to find (default 0.95)")
-    add_score_flag(parser)
-    parser.add_argument(
-        "--folder", type=Path, default=folder, help=f"where results.json, index.html and others go (default {folder})"
-    )
-    add_pictures_flag(parser)
-
-
-def open_set_figures(closed: Any, opened: Any) -> dict:
+def open_set_figures(closed: ConfusionMatrix, opened: ConfusionMatrix) -> dict:
     """Closed-set and open-set figures of two confusion matrices; `gap` is what the unknown costs.
 
     Each mean has the number of classes that it averages beside it: a class with an empty union is left out, which the
@@ -78,7 +65,11 @@ def total_figures(towns: list[dict]) -> dict:
 
 
 def halved(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Score maps bilinearly, label maps by their nearest pixel, at half their height and width."""
+    """Score maps bilinearly, label maps by their nearest pixel, at half their height and width.
+
+    scores, labels  (B, H, W)
+    returns         (B, H // 2, W // 2) each, no side below 1
+    """
     size = [max(1, side // 2) for side in scores.shape[1:]]
     labels = F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
     return F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)[:, 0], labels
