@@ -42,6 +42,28 @@ class Divergence(torch.autograd.Function):
 
 
 @triton.jit
+def pasted_pixels(
+    class_logits,
+    outlier,
+    pixels,
+    CLASSES: tl.constexpr,
+    PADDED: tl.constexpr,
+    SIZE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """Of this program's pixels: where their image's logits begin, and from there their places, (SIZE, PADDED); which of
+    them there are, which pixels are outliers, and the logits"""
+    image = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    inside = pixel < pixels
+    pasted = tl.load(outlier + image * pixels + pixel, mask=inside, other=0) != 0
+    places, there = class_places(pixel, inside, pixels, CLASSES, PADDED, CHANNELS_LAST)
+    image_offset = image * pixels * CLASSES
+    logits = tl.load(class_logits + image_offset + places, mask=there, other=-float("inf")).to(tl.float32)
+    return image_offset, places, there, pasted, logits
+
+
+@triton.jit
 def divergences(logits, there, log_uniform, CLASSES: tl.constexpr):
     """Of (SIZE, PADDED): P, ln(P / M), KL(P || M) and KL(U || M), where U is uniform and M = (P + U) / 2"""
     highest, shares, total = exponentials(logits)
@@ -65,13 +87,7 @@ def add_up_divergence(
     SIZE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    inside = pixel < pixels
-    pasted = tl.load(outlier + image * pixels + pixel, mask=inside, other=0) != 0
-    places, there = class_places(pixel, inside, pixels, CLASSES, PADDED, CHANNELS_LAST)
-    image_logits = class_logits + image * pixels * CLASSES
-    logits = tl.load(image_logits + places, mask=there, other=-float("inf")).to(tl.float32)
+    _, _, there, pasted, logits = pasted_pixels(class_logits, outlier, pixels, CLASSES, PADDED, SIZE, CHANNELS_LAST)
     _, _, of_posterior, of_uniform = divergences(logits, there, log_uniform, CLASSES)
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(sums + program, tl.sum(tl.where(pasted, (of_posterior + of_uniform) / 2, 0.0), 0))
@@ -90,13 +106,9 @@ def write_divergence_gradient(
     SIZE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    inside = pixel < pixels
-    pasted = tl.load(outlier + image * pixels + pixel, mask=inside, other=0) != 0
-    places, there = class_places(pixel, inside, pixels, CLASSES, PADDED, CHANNELS_LAST)
-    image_offset = image * pixels * CLASSES
-    logits = tl.load(class_logits + image_offset + places, mask=there, other=-float("inf")).to(tl.float32)
+    image_offset, places, there, pasted, logits = pasted_pixels(
+        class_logits, outlier, pixels, CLASSES, PADDED, SIZE, CHANNELS_LAST
+    )
     posterior, ratio, of_posterior, _ = divergences(logits, there, log_uniform, CLASSES)
     # By P_k the divergence has the derivative ln(P_k / M_k) / 2; the softmax takes off the mean of it under P.
     weight = tl.where(pasted, tl.load(sum_gradient), 0.0) / 2

@@ -9,7 +9,7 @@ from tools.check_data.problems import MOST, Problem, shortened
 from tools.check_data.sources import Source
 
 JUNK_NAMES = ("Thumbs.db", "desktop.ini")
-LEVELS = 3  # of folders, above and below a wrong one, in which the right one is looked for
+DEPTH = 3  # of folders, above and below a wrong one, in which the right one is looked for
 
 
 def folder_problems(root: Path, source: Source) -> Iterable[Problem]:
@@ -46,11 +46,11 @@ def fits(folder: Path, source: Source) -> bool:
 def better_roots(root: Path, source: Source) -> list[Path]:
     """The nearest folders above the root or below it that hold what the data set's folder should hold."""
     root = root.resolve()
-    above = [parent for parent in root.parents[:LEVELS] if fits(parent, source)]
+    above = [parent for parent in root.parents[:DEPTH] if fits(parent, source)]
     if above:
         return above[:1]
     level = [root]
-    for _ in range(LEVELS):
+    for _ in range(DEPTH):
         level = [Path(entry) for folder in level for entry in folders_in(folder)]
         below = [folder for folder in level if fits(folder, source)]
         if below:

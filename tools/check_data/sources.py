@@ -43,6 +43,17 @@ def only_split(pairs: Callable[[Path], ImagesAndMaps], published: int) -> dict[s
     return {"all": Split(pairs, published, evaluated=True)}
 
 
+def track(dataset: type[AnomalyTrack] | type[ObstacleTrack], published: int) -> Source:
+    """A track of SegmentMeIfYouCan."""
+    return Source(
+        dataset,
+        ("images", "labels_masks"),
+        "labels_masks",
+        "they are in the download of the data set, labels_masks/, for its validation frames",
+        only_split(dataset.list_pairs, published),
+    )
+
+
 def images_alone(root: Path) -> ImagesAndMaps:
     return [(path, None) for path in ImageFolder(root, as_stored=True).paths]
 
@@ -102,20 +113,8 @@ SOURCES = {
             "validation": Split(partial(COCO20.list_pairs, split="validation"), 5000, evaluated=True),
         },
     ),
-    "anomaly-track": Source(
-        AnomalyTrack,
-        ("images", "labels_masks"),
-        "labels_masks",
-        "they are in the download of the data set, labels_masks/, for its validation frames",
-        only_split(AnomalyTrack.list_pairs, 10),
-    ),
-    "obstacle-track": Source(
-        ObstacleTrack,
-        ("images", "labels_masks"),
-        "labels_masks",
-        "they are in the download of the data set, labels_masks/, for its validation frames",
-        only_split(ObstacleTrack.list_pairs, 30),
-    ),
+    "anomaly-track": track(AnomalyTrack, 10),
+    "obstacle-track": track(ObstacleTrack, 30),
     "road-anomaly": Source(
         RoadAnomaly,
         ("frames",),
