@@ -30,7 +30,7 @@ from methods import (
     hybrid_validation,
     real_negatives,
 )
-from models import SEGMENTER_DATASET_HEADS, load_weights, segmenter
+from models import hybrid_segmenter
 
 ADE20K_FOLDER = "datasets/ADEChallengeData2016"
 
@@ -61,10 +61,8 @@ def main(argv=None):
     args, recipe, run = start_run(parser, SegmenterNegativesRecipe, __file__, argv)
 
     # A closed-set model with a new head for P(d_out | x).
-    model = segmenter(
-        COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head, checkpointing=run.checkpointing
-    )
-    load_weights(model, args.model, new=(SEGMENTER_DATASET_HEADS[recipe.dataset_head],)).to(run.device)
+    model = hybrid_segmenter(args.model, COCO20.num_classes, recipe.heads, recipe.dataset_head, run.checkpointing)
+    model.to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps, fused=True)
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 

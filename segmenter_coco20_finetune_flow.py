@@ -24,7 +24,7 @@ from engine import (
     start_run,
 )
 from methods import FlowNegatives, FlowRecipe, SegmenterRecipe, add_flow_flags, hybrid_step, hybrid_validation
-from models import SEGMENTER_DATASET_HEADS, load_weights, segmenter
+from models import hybrid_segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,15 @@ def main(argv=None):
     args, recipe, run = start_run(parser, SegmenterFlowRecipe, __file__, argv)
 
     # A closed-set model with a new head for P(d_out | x).
-    model = segmenter(
-        COCO20.num_classes, heads=recipe.heads, dataset_head=recipe.dataset_head, checkpointing=run.checkpointing
-    )
-    load_weights(model, args.model, new=(SEGMENTER_DATASET_HEADS[recipe.dataset_head],)).to(run.device)
+    model = hybrid_segmenter(args.model, COCO20.num_classes, recipe.heads, recipe.dataset_head, run.checkpointing)
+    model.to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), recipe.lr, eps=recipe.adam_eps, fused=True)
     windows = SlidingWindows(model, recipe.window, recipe.window_stride, at_a_time=8, enlarge=True)
 
-    # Photographs of known things.
+    # The flow that draws the negatives.
+    flow = FlowNegatives(args.flow_state, recipe, run, args.flow_checkpointing, recipe.patches_per_image)
+
+    # Photographs of known things; the negatives of the validation are the flow's first ones.
     lists = {"workers": run.workers, "list_folder": run.folder.parent}
     lists |= {"cache": args.cache, "max_pixels": args.max_pixels}
     transform = train_transform(recipe.crop_size, recipe.scale, COCO20.mean_colour, with_content=True)
@@ -61,9 +62,6 @@ def main(argv=None):
         train_set = COCO20(args.dataroot, "training", transform, **lists)
         val_set = COCO20(args.dataroot, "validation", **lists)
         known_val_set = COCO20(args.dataroot, "validation_known", **lists)
-
-    # The flow that draws the negatives; those of the validation are its first ones.
-    flow = FlowNegatives(args.flow_state, recipe, run, args.flow_checkpointing, recipe.patches_per_image)
     pasted_val_set = WithFixedNegatives(known_val_set, flow.validation_patches(), recipe.patches_per_image)
 
     state = {"model": model, "optimizer": optimizer} | flow.state

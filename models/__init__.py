@@ -9,12 +9,11 @@ from models.denseflow import denseflow_25_6
 from models.frozen import frozen
 from models.inference import fast_inference
 from models.ladder_densenet import backbone_slower, ladder_densenet121
-from models.networks import NETWORKS, OF_WHOLE_IMAGES, open_network
+from models.networks import NETWORKS, OF_WHOLE_IMAGES, hybrid_segmenter, open_network
 from models.segmenter import ReleasedScoring, segmenter
 from models.weights import (
     NVIDIA_SOURCE,
     NVIDIA_WEIGHTS,
-    SEGMENTER_DATASET_HEADS,
     load_imagenet_densenet121,
     load_imagenet_vit,
     load_weights,
@@ -25,13 +24,13 @@ __all__ = [
     "NVIDIA_SOURCE",
     "NVIDIA_WEIGHTS",
     "OF_WHOLE_IMAGES",
-    "SEGMENTER_DATASET_HEADS",
     "ReleasedScoring",
     "backbone_slower",
     "deeplabv3plus",
     "denseflow_25_6",
     "fast_inference",
     "frozen",
+    "hybrid_segmenter",
     "ladder_densenet121",
     "load_imagenet_densenet121",
     "load_imagenet_vit",

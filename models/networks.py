@@ -10,7 +10,14 @@ from errors import WrongInput
 from models.deeplab import deeplabv3plus
 from models.ladder_densenet import ladder_densenet121
 from models.segmenter import WINDOW, WINDOW_STRIDE, segmenter
-from models.weights import RELEASED_HEADS, SEGMENTER_DATASET_HEADS, load_network, noted_numbers, read_state_dict
+from models.weights import (
+    RELEASED_HEADS,
+    SEGMENTER_DATASET_HEADS,
+    load_network,
+    load_weights,
+    noted_numbers,
+    read_state_dict,
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,17 @@ def open_network(
         raise WrongInput(f"{error} {expected}".rstrip()) from None
     model.hybrid, model.num_classes = head is not None, num_classes
     return model
+
+
+def hybrid_segmenter(
+    path: str | Path, num_classes: int, heads: int, dataset_head: str, checkpointing: bool = False
+) -> nn.Module:
+    """A Segmenter to be fine-tuned: a file's weights, closed-set or hybrid, and where it has none a new dataset head.
+
+    heads, dataset_head, checkpointing  as in segmenter
+    """
+    model = segmenter(num_classes, heads=heads, dataset_head=dataset_head, checkpointing=checkpointing)
+    return load_weights(model, path, new=(SEGMENTER_DATASET_HEADS[dataset_head],))
 
 
 def network_of(weights: Mapping[str, Tensor], path: str | Path) -> str:

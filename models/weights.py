@@ -257,8 +257,8 @@ def say_unnoted_numbers(model: nn.Module, state_dict: dict[str, Tensor], path: s
         if key not in noted:
             module, _, name = key.rpartition(".")
             print(
-                f"note: {path} does not say the {name} of {module}: {number} are taken (released files have "
-                f"{RELEASED_HEADS}); --{name} takes others, and other {name} give other scores"
+                f"note: {path} does not say how many {name} {module} has: {number} assumed (released files have "
+                f"{RELEASED_HEADS}); if that is wrong, so are all scores: give the right number as --{name}"
             )
 
 

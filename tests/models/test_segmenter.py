@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine import SlidingWindows
 from models import (
-    SEGMENTER_DATASET_HEADS,
     ReleasedScoring,
     load_imagenet_vit,
     load_weights,
@@ -22,6 +21,7 @@ from models import (
 from models.mask_transformer import MaskTransformer
 from models.segmenter import Segmenter
 from models.vit import Attention, Block, VisionTransformer, resize_positions
+from models.weights import SEGMENTER_DATASET_HEADS
 from tests.golden.fill import golden_image, golden_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
