@@ -25,16 +25,21 @@ def name(path):
     return str(path.relative_to(PROJECT))
 
 
-def imported(path):
-    """The top-level names of all that a file imports, wherever in it"""
+def modules(path):
+    """The modules that a file imports, wherever in it; of "from tools import a" tools.a"""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name(path)}, line {node.lineno}: write imports from the project's root"
-            names.add(node.module.split(".")[0])
+            names |= {f"tools.{alias.name}" for alias in node.names} if node.module == "tools" else {node.module}
     return names
+
+
+def imported(path):
+    """The top-level names of all that a file imports, wherever in it"""
+    return {module.split(".")[0] for module in modules(path)}
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -60,6 +65,24 @@ def test_the_ground_floor_imports_nothing_of_ours():
 def test_a_script_imports_no_other_script_tool_or_demo():
     for script in SCRIPTS:
         assert not imported(PROJECT / f"{script}.py") & {*SCRIPTS, "tools", "demo"}, script
+
+
+def test_a_tool_imports_no_other_tool_nor_what_stands_above_it():
+    """What two tools need is in a room; only the demo runs scripts"""
+    outside = {"tests", "benchmarks"}
+    for path in FILES:
+        if path.is_relative_to(PROJECT / "tools"):
+            own = "tools." + path.relative_to(PROJECT / "tools").with_suffix("").parts[0]
+            others = {module for module in modules(path) if module.startswith("tools") and not below(module, own)}
+            wrong = others | imported(path) & {*SCRIPTS, *outside, "demo"}
+            assert not wrong, f"{name(path)} imports {wrong}; a tool may import the rooms and files of its own"
+        elif path.is_relative_to(PROJECT / "demo"):
+            wrong = imported(path) & {*outside, "tools"}
+            assert not wrong, f"{name(path)} imports {wrong}; the demo may import rooms, scripts and files of its own"
+
+
+def below(module, package):
+    return module == package or module.startswith(f"{package}.")
 
 
 def test_no_file_names_a_place_on_one_machine():

@@ -660,25 +660,9 @@ def device_guards() -> Iterator[None]:
         guards[cuda], guards[xla] = before
 
 
-@contextlib.contextmanager
-def rehearsed_cuda(gpus: int = 1) -> Iterator[Machine]:
-    """A machine with GPUs, in this thread and in those that are started inside; as it was afterwards."""
-    global MACHINE
-    assert MACHINE is None and not torch.cuda.is_available()
-    MACHINE = machine = Machine(gpus)
-    run_thread = threading.Thread.run
-
-    @contextlib.contextmanager
-    def entered():
-        # A GPU's share of backward would go to a thread that torch starts only where there is one.
-        with Everywhere(), torch.autograd.set_multithreading_enabled(False):
-            yield
-
-    def run_entered(thread):
-        with entered():
-            run_thread(thread)
-
-    instead = {
+def stand_ins(machine: Machine, gpus: int) -> dict[Any, dict[str, Any]]:
+    """What takes the place of torch's own: {module or class: {name: stand-in}}"""
+    return {
         torch.cuda: {
             "_lazy_init": lambda: None,
             "_initialized": True,
@@ -722,13 +706,33 @@ def rehearsed_cuda(gpus: int = 1) -> Iterator[Machine]:
         },
         sys.modules["torch.optim.optimizer"]: {"_foreach_supported_types": [Tensor, torch.nn.Parameter, CudaTensor]},
         torch: {"Generator": Generator},
-        threading.Thread: {"run": run_entered},
     }
+
+
+@contextlib.contextmanager
+def rehearsed_cuda(gpus: int = 1) -> Iterator[Machine]:
+    """A machine with GPUs, in this thread and in those that are started inside; as it was afterwards."""
+    global MACHINE
+    assert MACHINE is None and not torch.cuda.is_available()
+    MACHINE = machine = Machine(gpus)
+    run_thread = threading.Thread.run
+
+    @contextlib.contextmanager
+    def entered():
+        # A GPU's share of backward would go to a thread that torch starts only where there is one.
+        with Everywhere(), torch.autograd.set_multithreading_enabled(False):
+            yield
+
+    def run_entered(thread):
+        with entered():
+            run_thread(thread)
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(device_guards())
         stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is then a copy that can be seen
         stack.callback(forget_machine)
+        instead = stand_ins(machine, gpus) | {threading.Thread: {"run": run_entered}}
         for owner, attributes in instead.items():
             for name, value in attributes.items():
                 stack.enter_context(mock.patch.object(owner, name, value, create=True))
