@@ -163,8 +163,8 @@ def main():
                 row["ours_peak_bytes_a_pixel"] = our_bytes / args.pixels
                 row["other_peak_bytes_a_pixel"] = grew / args.pixels
                 rows.append(row | {"difference": difference})
-                told = ", ".join(f"{figure} {value:.1e}" for figure, value in difference.items())
-                line += f"   {row['ratio']:.1f} times ours; |difference|: {told}"
+                differences = ", ".join(f"{figure} {value:.1e}" for figure, value in difference.items())
+                line += f"   {row['ratio']:.1f} times ours; |difference|: {differences}"
             print(line)
         print()
     write_table(args.json, "anomaly_metrics", setting, rows, left_out=left_out)

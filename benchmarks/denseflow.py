@@ -134,9 +134,9 @@ def main():
             times = in_turns({"DenseFlow": ours, "transcription": plain}, args.repeats)
             what = f"{title}, {args.patches} patches of {side}x{side}"
             rows.append(compared(what, times, "DenseFlow", "transcription"))
-            told = "".join(f"{name}{shown_times(runs)}" for name, runs in times.items())
+            measured = "".join(f"{name}{shown_times(runs)}" for name, runs in times.items())
             faster = f"{shown_ratio(rows[-1])} times faster"
-            print(f"  {title:<23}{told}   {faster}; |difference| {values:.0e}, {gradients:.0e}")
+            print(f"  {title:<23}{measured}   {faster}; |difference| {values:.0e}, {gradients:.0e}")
         print()
     write_table(args.json, "denseflow", setting, rows)
 

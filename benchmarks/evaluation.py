@@ -89,14 +89,14 @@ def evaluated(flags: list[str], scratch: Path, device: torch.device) -> dict:
     busy = mean(use) if use else None
     before, during, after = first - started, last - first, finished - last
     peak = json.loads((folder / "results.json").read_text())["record"]["peak_memory_bytes"] / MIB
-    told = "" if busy is None else f" at {busy:.0f} %"
+    use_of_gpu = "" if busy is None else f" at {busy:.0f} %"
     return {
         "before_seconds": before,
         "during_seconds": during,
         "after_seconds": after,
         "busy_percent": busy,
         "peak_mib": peak,
-        "text": f"{before:.1f} s + {during:.1f} s{told} + {after:.1f} s ({peak:,.0f})",
+        "text": f"{before:.1f} s + {during:.1f} s{use_of_gpu} + {after:.1f} s ({peak:,.0f})",
     }
 
 

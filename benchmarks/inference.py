@@ -5,7 +5,7 @@
 The other side is what calling a network gives: model.eval() under torch.no_grad(), float32, PyTorch's default layout.
 Ours is models.fast_inference(model) under torch.inference_mode(), which is what the evaluations run. A pair is one pass
 of each, which of them first alternating; the ratio is the median of the pairs' ratios. One untimed pair goes before. Of
-both sides' logits and hybrid scores, the largest difference is told in parts of the largest magnitude; past TOLERANCE,
+both sides' logits and hybrid scores, the largest difference is given in parts of the largest magnitude; past TOLERANCE,
 the benchmark fails. The weights are random; the norms have random statistics, scales and shifts.
 """
 

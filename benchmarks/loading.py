@@ -207,9 +207,9 @@ def measured(root, cache, samples):
     ]
     for workers in WORKERS:
         seconds = loader_seconds({"plain": plain, "ours": ours, "cache": with_cache}, workers, samples)
-        told = f"loader, {workers} worker{'s' * (workers != 1)}"
-        rows.append(row(told, seconds, "ours", "plain"))
-        rows.append(row(f"{told}, decoded before", seconds, "cache", "plain"))
+        what = f"loader, {workers} worker{'s' * (workers != 1)}"
+        rows.append(row(what, seconds, "ours", "plain"))
+        rows.append(row(f"{what}, decoded before", seconds, "cache", "plain"))
     decoders = {"ours": plain_png, "Pillow": pillow_decode}
     seconds = mean_seconds({name: partial(visited, side, pairs, 0) for name, side in decoders.items()}, samples)
     rows.append(row("decoding an image", seconds, "ours", "Pillow"))

@@ -3,8 +3,8 @@
     python benchmarks/metrics_at_scale.py [--frames 100] [--json FILE]
 
 Frames are drawn one at a time, as a network would give them, and each goes through `update`; then `compute`. Drawing is
-timed apart. Each side has a process of its own, whose peak memory (ru_maxrss) contains Python, NumPy and torch: told as
-"at start".
+timed apart. Each side has a process of its own, whose peak memory (ru_maxrss) contains Python, NumPy and torch: "at
+start".
 """
 
 import multiprocessing
@@ -81,9 +81,9 @@ def main():
     for side in SIDES:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             sides[side] = pool.apply(measured, (side, args.frames, args.seed))
-        told = [f"{sides[side][f'{part}_seconds']:.2f}" for part in ("update", "compute", "drawing")]
-        told += [f"{sides[side][name] / MIB:.0f}" for name in ("peak_bytes", "bytes_at_the_start", "kept_bytes")]
-        print(f"{side:<24}" + "".join(f"{value:>13}" for value in told))
+        values = [f"{sides[side][f'{part}_seconds']:.2f}" for part in ("update", "compute", "drawing")]
+        values += [f"{sides[side][name] / MIB:.0f}" for name in ("peak_bytes", "bytes_at_the_start", "kept_bytes")]
+        print(f"{side:<24}" + "".join(f"{value:>13}" for value in values))
 
     exact, bounded = (sides[side] for side in SIDES)
     print()

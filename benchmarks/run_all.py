@@ -126,10 +126,12 @@ def main():
             failed.append(name)
             print(f"{seconds}, {'stopped' if status is None else 'failed'}, see {printed}")
 
-    told = machine(device, PACKAGES if on_gpu else PACKAGES + PEERS)
-    text = "\n".join([told, "", *table_of(results)]) + "\n"
+    machine_text = machine(device, PACKAGES if on_gpu else PACKAGES + PEERS)
+    text = "\n".join([machine_text, "", *table_of(results)]) + "\n"
     (args.folder / "table.md").write_text(text)
-    (args.folder / "results.json").write_text(json.dumps({"machine": told, "results": results}, indent=2) + "\n")
+    (args.folder / "results.json").write_text(
+        json.dumps({"machine": machine_text, "results": results}, indent=2) + "\n"
+    )
     print(f"\n{text}\nwritten: {args.folder}/table.md, results.json, and NAME.txt of each")
     if failed:
         sys.exit(f"error: {', '.join(failed)} did not come to the end")

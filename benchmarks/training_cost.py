@@ -99,7 +99,7 @@ def experiments() -> dict[str, dict]:
     return found
 
 
-def told(hours: float) -> str:
+def hours_text(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"
 
 
@@ -115,7 +115,9 @@ def main():
         cost["hours"] = {f"{gpu} {precision}": hour for (gpu, precision), hour in zip(columns, hours, strict=True)}
         cells = [name, f"{cost['epochs']} x {cost['images']}", f"{cost['flops_per_crop'] / 1e12:.2f}"]
         cells += [f"{math.ceil(cost['flops'] / 1e15):,}"]
-        rows.append((cost | {"what": name}, cells + [f"{told(hour)} / {told(hour / 8 / EIGHT)}" for hour in hours]))
+        rows.append(
+            (cost | {"what": name}, cells + [f"{hours_text(hour)} / {hours_text(hour / 8 / EIGHT)}" for hour in hours])
+        )
     for cells in (head, ["---"] * len(head), *(cells for _, cells in rows)):
         print("| " + " | ".join(cells) + " |")
     assumed = ", ".join(f"{share:.0%} of the peak in {precision}" for precision, share in SHARE.items())

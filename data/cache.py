@@ -30,8 +30,8 @@ def cached(
     folder   None: no copies are made or read
     read     of the file, of what decides how it is read (the modes taken, the table of labels) and of the limit of
              its size, to uint8 (3, H, W) or (H, W)
-    returns  the same; of a copy, its file mapped privately: pages are read when they are looked at, no file stays
-             open, and what is written to the tensor does not reach the file
+    returns  the same; of a copy, its file mapped privately: pages are read when they are used, no file stays open,
+             and what is written to the tensor does not reach the file
 
     Copies are written beside their place and put there in one step, so any number of processes may do so at once.
     Raises what `read` does, and OSError where a copy cannot be written, as on a full disk.

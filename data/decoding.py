@@ -1,7 +1,7 @@
 """Decoding picture files: which are read, up to what size, and what of a damaged one.
 
-Pillow decides what a file is, by its content and never by its name. The limit of size is ours and is looked at in
-the header; Pillow's own and its warnings are switched off while a file is read, and only then.
+Pillow decides what a file is, by its content and never by its name. The limit of size is ours and is checked in the
+header; Pillow's own and its warnings are switched off while a file is read, and only then.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ ORIENTATION = 0x0112  # EXIF's number of the tag
 PNG_START = b"\x89PNG\r\n\x1a\n"
 THIRTY_TWO_BITS = ("I", "F")  # Pillow's modes of values of no stated range
 ALONE = threading.RLock()  # Pillow's limit and Python's filters of warnings are of the whole process
-# More data, each with all restart markers, none of which is looked at where the data before were whole.
+# More data, each with all restart markers, none of which is decoded where the data before were whole.
 MORE_JPEG = [
     b"".join(bits * 64 + bytes([0xFF, marker]) for marker in range(0xD0, 0xD8)) + bits * 64
     for bits in (b"\x55", b"\xaa", b"\xfe", b"\x9d\x36\xc8")

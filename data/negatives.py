@@ -1,6 +1,6 @@
 """Negatives: masked patches of other pictures, where they go, and their pasting into known scenes."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -165,6 +165,9 @@ def paste(images: Tensor, labels: Tensor, patches: Tensor, masks: Tensor, corner
     return images, labels
 
 
+Negatives = MaskedPatches | Sequence[tuple[Tensor, Tensor, str]]  # samples (patch uint8, mask bool, name)
+
+
 class WithNegatives(Dataset):
     """A data set whose samples carry negatives, not yet pasted, each drawn anew from torch's generator with its place.
 
@@ -174,7 +177,7 @@ class WithNegatives(Dataset):
     image smaller than S they are cut to its size.
     """
 
-    def __init__(self, dataset: Dataset, negatives: MaskedPatches, count: int = 1):
+    def __init__(self, dataset: Dataset, negatives: Negatives, count: int = 1):
         if count < 1:
             raise WrongInput(f"{count} negatives for each image: there must be at least 1")
         self.dataset, self.negatives, self.count = dataset, negatives, count
@@ -188,11 +191,11 @@ class WithNegatives(Dataset):
         return [*self.dataset.names, *self.negatives.names]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, str]:
-        image, labels, placed, name = self.drawn(index)
+        image, labels, placed, name = self.image_and_negatives(index)
         parts = placed[0] if self.count == 1 else [torch.stack(tensors) for tensors in zip(*placed, strict=True)]
         return image, labels, *parts, name
 
-    def drawn(self, index: int) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor, Tensor]], str]:
+    def image_and_negatives(self, index: int) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor, Tensor]], str]:
         """Image, labels, (patch, mask, corner) of each negative, name."""
         image, labels, *content, name = self.dataset[index]
         content = tuple(content[0].tolist()) if content else None
@@ -210,7 +213,7 @@ class WithFixedNegatives(Dataset):
     A negative that is larger than the image, as among small photographs, is cut to it.
     """
 
-    def __init__(self, dataset: Dataset, negatives: MaskedPatches, count: int = 1, seed: int = 0):
+    def __init__(self, dataset: Dataset, negatives: Negatives, count: int = 1, seed: int = 0):
         self.samples, self.seed = WithNegatives(dataset, negatives, count), seed
 
     def __len__(self) -> int:
@@ -219,7 +222,7 @@ class WithFixedNegatives(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed * len(self) + index)
-            image, labels, placed, name = self.samples.drawn(index)
+            image, labels, placed, name = self.samples.image_and_negatives(index)
         image, labels = image[None], labels[None]
         for negative in placed:  # one by one: they may differ in size
             image, labels = paste(image, labels, *(part[None] for part in negative))

@@ -104,11 +104,11 @@ def component_table(figures: dict[str, dict]) -> Rows:
 
 
 def figure_table(figures: dict[str, dict]) -> Rows:
-    """A last column says how far off the figures of a score can be, where they are not exact."""
+    """Where figures are not exact, a last column has the largest error that one of a score can have."""
     rows = [["score", *(f"{name} %" for name in FIGURES)]]
     rows += [[score, *(figure[name] for name in FIGURES)] for score, figure in figures.items()]
     if any("AP_error" in figure for figure in figures.values()):
         errors = [max(figure[f"{name}_error"] for name in FIGURES) for figure in figures.values()]
-        cells = ["none is further off, % points", *(f"{100 * error:.4f}" for error in errors)]
+        cells = ["largest error, % points", *(f"{100 * error:.4f}" for error in errors)]
         rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
     return rows

@@ -49,11 +49,11 @@ class LossModule(nn.Module):
 class Update:
     """A step, its optimizer and the networks that it trains.
 
-    model     what the step is given as the model
-    networks  all networks of the run; those with a weight in the optimizer are trained by it
+    model         what the step is given as the model
+    networks      all networks of the run; those with a weight in the optimizer are trained by it
     accumulation  parts in which this process's share of a batch is taken
-    scaler    scales the loss of float16 up, so that small gradients do not vanish; it does nothing otherwise
-    graphs    whether a GPU may replay a step that is fixed
+    scaler        scales the loss of float16 up, so that small gradients do not vanish; it does nothing otherwise
+    graphs        whether a GPU may replay a step that is fixed
     """
 
     def __init__(

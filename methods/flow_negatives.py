@@ -24,13 +24,13 @@ def add_flow_flags(parser: Parser) -> None:
 class FlowNegatives:
     """A flow whose samples are pasted as negatives, and which learns to sample at the border of the known.
 
-    flow_state  file of the flow's first weights, or "none" for random ones; the learning rate depends on which it is
+    flow_state     file of the flow's first weights, or "none" for random ones; the learning rate depends on which it is
     checkpointing  of the flow's coupling networks, see add_flow_flags
-    per_image   patches that `paste` puts into each image
+    per_image      patches that `paste` puts into each image
 
-    step   the flow's own, for the optimizer "flow_optimizer"
-    state  what it adds to the state that fit trains and keeps
-    best   the figure of a validation on its samples that says which weights are the best
+    step           the flow's own, for the optimizer "flow_optimizer"
+    state          what it adds to the state that fit trains and keeps
+    best           the figure of a validation on its samples that says which weights are the best
     """
 
     def __init__(self, flow_state: str, recipe: FlowRecipe, run: Run, checkpointing: bool = False, per_image: int = 1):
@@ -40,7 +40,7 @@ class FlowNegatives:
         if not from_scratch:
             load_weights(self.flow, flow_state, source=FLOW_SOURCE)
         self.flow.to(run.device)
-        if run.device.type == "cuda":
+        if run.device.type == "cuda":  # there DenseFlow lays features out as its weights lie, on a CPU it does not
             self.flow.to(memory_format=run.precision.memory_format)
         lr = recipe.flow_lr_scratch if from_scratch else recipe.flow_lr_pretrained
         optimizer = torch.optim.Adamax(self.flow.parameters(), lr, eps=recipe.flow_eps)
@@ -85,7 +85,10 @@ class FlowNegatives:
 
     @torch.no_grad()
     def validation_patches(self) -> list[tuple[Tensor, Tensor, str]]:
-        """Patches of the flow as it is now, before the training: they stay the negatives of every validation."""
+        """Patches of the flow as it is now, before the training: they stay the negatives of every validation.
+
+        returns  (patch (3, h, w) uint8, mask (h, w) bool, all of it, name) each, in sizes that are drawn anew
+        """
         sides, count = self.recipe.patch_sides, self.recipe.validation_patches
         return whole_patches([self.flow.sample(1, *draw_patch_size(sides))[0] for _ in range(count)])
 

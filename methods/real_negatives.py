@@ -43,8 +43,15 @@ def real_negatives(
     images = negative_images(
         args.neg_dataroot, args.neg_images, args.neg_masks, args.neg_leave_out, args.cache, args.max_pixels
     )
-    sizes = recipe.negative_resize, recipe.negative_size, recipe.negative_scale
-    return MaskedPatches(images, *sizes, rare_below, args.neg_leave_out, recipe.negative_antialias)
+    return MaskedPatches(
+        images,
+        resize=recipe.negative_resize,
+        size=recipe.negative_size,
+        scale=recipe.negative_scale,
+        rare_below=rare_below,
+        leave_out=args.neg_leave_out,
+        antialias=recipe.negative_antialias,
+    )
 
 
 def negative_images(

@@ -15,7 +15,9 @@ class HybridRecipe(Recipe):
     adam_eps: AdamEps
     beta: Annotated[float, "weight of the likelihood term; the dataset term has 10 beta"]
     ignored_are_inliers: Annotated[bool, "IGNORE pixels are inliers in the dataset term, as in the release on streets"]
-    likelihood_margin: Annotated[float | None, "nats under which a negative's ln p^(x) is not pushed; null: no floor"]
+    likelihood_margin: Annotated[
+        float | None, "nats down to which a negative's ln p^(x) is lowered; null: without limit"
+    ]
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Scores of pixels, as arrays: what is counted of a frame, and a pool of many frames' scores that is sorted once."""
+"""Scores of pixels, as arrays: what is counted of a frame, and the pooled scores of many frames, sorted once."""
 
 import numpy as np
 import torch
@@ -56,19 +56,20 @@ def sorted_on_gpu(scores: torch.Tensor, labels) -> tuple[np.ndarray, np.ndarray,
 
 
 class Scores:
-    """A heap of scores in arrays, made one sorted array when asked for.
+    """The pooled scores of many frames in arrays, made one sorted array when asked for.
 
     Small arrays are joined as soon as they add up to LARGE bytes: a large array's memory goes back to the system when
     it is freed, that of many small ones often does not, and joining them all at once would take theirs twice.
     """
 
-    def __init__(self):
-        self.large, self.small = [], []
+    def __init__(self) -> None:
+        self.large: list[np.ndarray] = []
+        self.small: list[np.ndarray] = []
         self.small_bytes = 0
         self.is_sorted = True
-        self.gpu = None  # that the scores came from, to sort them all
+        self.gpu: torch.device | None = None  # that the scores came from, to sort them all
 
-    def add(self, scores, is_sorted=False):
+    def add(self, scores: np.ndarray, is_sorted: bool = False) -> None:
         if scores.size:
             self.is_sorted = is_sorted and not self.arrays
             self.small.append(scores)
@@ -77,7 +78,7 @@ class Scores:
             self.large.append(joined(self.small))
             self.small_bytes = 0
 
-    def take_over(self, other):
+    def take_over(self, other: "Scores") -> None:
         if other.arrays:
             self.is_sorted = other.is_sorted and not self.arrays
         self.large.extend(other.large)  # shared: sorting one in place does no harm, as its order carries nothing
@@ -105,7 +106,7 @@ class Scores:
         return sum(array.nbytes for array in self.arrays)
 
 
-def sort(scores, gpu):
+def sort(scores: np.ndarray, gpu: torch.device | None) -> None:
     """In place; on the GPU where there is one with the memory for it"""
     try:
         if gpu is not None:
@@ -116,7 +117,7 @@ def sort(scores, gpu):
     scores.sort()
 
 
-def joined(arrays):
+def joined(arrays: list[np.ndarray]) -> np.ndarray:
     """One array of all, and the list empty: each is freed once it is copied"""
     if len(arrays) == 1:
         return arrays.pop()

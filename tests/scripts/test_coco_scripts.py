@@ -370,10 +370,11 @@ def test_heads_travel_with_the_weights_and_another_number_is_refused(world, expe
     assert "does not say" not in capsys.readouterr().out
     assert figures(weights) == figures(without, "--heads", "12") != figures(without)
     said = [line for line in capsys.readouterr().out.splitlines() if "does not say" in line]
-    told = (
-        "note: {} does not say the heads of model.encoder: {} are taken (released files have 16); --heads takes others"
+    note = (
+        "note: {} does not say how many heads model.encoder has: {} assumed (released files have 16); if that is "
+        "wrong, so are all scores: give the right number as --heads"
     )
-    assert [line.partition(", and ")[0] for line in said] == [told.format(without, number) for number in (12, 16)]
+    assert said == [note.format(without, number) for number in (12, 16)]
     with pytest.raises(ValueError, match=refused):
         figures(weights, "--heads", "16")
     assert figures(wrapped) == figures(weights)

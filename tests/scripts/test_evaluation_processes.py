@@ -223,6 +223,6 @@ def test_bounded_figures_are_as_far_off_as_the_table_says_at_most(commands, alon
     errors = {name: bounded[f"{name}_error"] for name in ("AP", "AUROC", "FPR95")}
     assert all(abs(bounded[name] - exact[name]) <= error < 1e-3 for name, error in errors.items())
     header, _, row = (alone / "one_frame" / "table.md").read_text().splitlines()[2:5]
-    assert "none is further off, % points" in header and "_error" not in header
+    assert "largest error, % points" in header and "_error" not in header
     assert row.split("|")[-2].strip() == f"{100 * max(errors.values()):.4f}"
     assert "further off" not in Path("one_frame/table.md").read_text() and "AP_error" not in exact
