@@ -58,14 +58,13 @@ def main(argv=None):
     score = chosen_score(args.score, network.hybrid, args.model)
     model = fast_inference(network.to(evaluation.device), precision.dtype, precision.memory_format)
     towns = {town: StreetHazards(args.dataroot, town, max_pixels=args.max_pixels) for town in TOWNS}
-    without_outliers = [town for town, dataset in towns.items() if not has_outliers(dataset)]
-    for town in without_outliers:
+    for town in (without := [town for town in TOWNS if not has_outliers(towns[town])]):
         print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=""))
     images = sum(len(dataset) for dataset in towns.values())
     record = evaluation.record(images)
 
     thresholds, distributions = calibrated(model, towns, score, args.tpr, evaluation)
-    for town in (town for town in towns if math.isnan(thresholds[town]) and town not in without_outliers):
+    for town in (town for town in TOWNS if math.isnan(thresholds[town]) and town not in without):
         print(NO_OUTLIERS.format(town=town, other=TOWNS[town], where=" at half resolution"))
 
     starts = {"t5": 0, "t6": len(towns["t5"])}  # of the frames' numbers

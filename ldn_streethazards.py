@@ -28,7 +28,8 @@ def main(argv=None):
         "--init",
         default="imagenet",
         metavar="imagenet|none|FILE",
-        help="the backbone's first weights: downloaded by torchvision, random, or torchvision's file",
+        help="first weights: the backbone's, downloaded by torchvision or from its file; the whole network's, from a "
+        "file of this script; or none, random ones",
     )
     add_fixed_flags(parser, StreetHazards.num_classes, "street-hazards")
     args, recipe, run = start_run(parser, LadderRecipe, __file__, argv)

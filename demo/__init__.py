@@ -1,1 +1,1 @@
-"""python -m demo: the main job on an embedded default, a street world that is drawn here (demo.world)."""
+"""python -m demo: the whole way, from training to figures, on a street world that is drawn here (demo.world)."""

@@ -1,4 +1,4 @@
-"""The main job on an embedded default: find the unknown in a small drawn street world.
+"""The whole way on data that is drawn here: train, fine-tune and find the unknown in a small street world.
 
     python -m demo [--negatives pictures|flow]
 
@@ -81,7 +81,7 @@ def main(argv=None):
     figures = {"closed_set": closed, "hybrid": hybrid, "baseline": baseline, "scores": scores,
                "open_set": opened, "seconds": time.monotonic() - started}  # fmt: skip
     title = "The drawn world, which says nothing about real streets; scores over all pixels of the test frames"
-    write_results(args.folder, figures, {title: rows})
+    write_results(args.folder, figures, {title: rows}, ("demo.json", "table.md"))
     if args.negatives == "flow":
         print(f"what the flow draws, epoch by epoch: {args.folder}/logs/flow/pictures, then logs/hybrid/pictures")
     print(f"pictures: {args.folder / 'open_set' / 'pictures.png'}\ntook {figures['seconds']:.0f} seconds")

@@ -67,6 +67,8 @@ def published_row(line: dict, known: dict) -> list[str]:
 
 # The report
 
+PICTURES = ("pictures.png", "pictures_best_worst.png", "curves.png", "histogram.png", "index.html")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -84,7 +86,11 @@ class Report:
 def write_evaluation(folder: Path, results: dict, report: Report | None = None) -> None:
     """results.json and table.md into the folder and, where frames are shown, pictures, curves and the page."""
     write_results(folder, results, results["tables"])
-    if report is None or not report.frames.pictures:
+    if report is None:
+        return
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)  # of an earlier evaluation
+    if not report.frames.pictures:
         return
     with figures_are_written(folder):
         score = report.frames.scores[0]
@@ -108,10 +114,9 @@ def figures_are_written(folder: Path) -> Iterator[None]:
 def write_page(folder: Path, results: dict, report: Report) -> None:
     """pictures_best_worst.png, curves.png and histogram.png into the folder, and index.html that shows everything."""
     score, frames, record = report.frames.scores[0], report.frames.ranking.captioned(), results["record"]
-    best_and_worst = folder / "pictures_best_worst.png"
-    best_and_worst.unlink(missing_ok=True)  # of an earlier evaluation, as those of write_curves
     if frames:
-        save_pictures(best_and_worst, [*frames.values()], report.colours, score, report.truth_colours, [*frames])
+        pictures, captions, colours = [*frames.values()], [*frames], (report.colours, score, report.truth_colours)
+        save_pictures(folder / "pictures_best_worst.png", pictures, *colours, captions)
     sections = {
         "Figures": html_tables(results["tables"]),
         "Curves and scores": write_curves(folder, report.distributions) or html_paragraph(report.without_curves),
@@ -129,8 +134,6 @@ def write_page(folder: Path, results: dict, report: Report) -> None:
 def write_curves(folder: Path, distributions: dict[str, Distribution]) -> Markup:
     """curves.png and histogram.png of scores that have curves, and the page's part with them; empty without any."""
     files = [folder / name for name in ("curves.png", "histogram.png")]
-    for path in files:
-        path.unlink(missing_ok=True)
     with_curves = {name: each for name, each in distributions.items() if each.curves["tpr"].size}
     if not with_curves:
         return Markup()

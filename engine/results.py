@@ -71,14 +71,16 @@ def read_results(path: Path, flag: str = "") -> dict:
 PARTS = {"figures": dict, "tables": dict, "calibration": dict, "images": list, "record": dict, "weights": str}
 
 
-def write_results(folder: Path, results: dict, tables: dict[str, Rows]) -> None:
-    """The tables to the screen, then results.json and table.md into the folder."""
+def write_results(
+    folder: Path, results: dict, tables: dict[str, Rows], names: tuple[str, str] = ("results.json", "table.md")
+) -> None:
+    """The tables to the screen, then the results and the tables into two files of the folder."""
     text = markdown_tables(tables)
     print(f"\n{text}")  # before what a full disk can end
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(json.dumps(without_nan(results), indent=2).encode(), folder / "results.json")
-    write_whole(text.encode(errors="backslashreplace"), folder / "table.md")
-    print(f"written: {folder}/results.json, {folder}/table.md")
+    write_whole(json.dumps(without_nan(results), indent=2).encode(), folder / names[0])
+    write_whole(text.encode(errors="backslashreplace"), folder / names[1])
+    print(f"written: {folder}/{names[0]}, {folder}/{names[1]}")
 
 
 def markdown_tables(tables: dict[str, Rows]) -> str:

@@ -41,7 +41,7 @@ class RealNegativesRecipe(HybridRecipe):
         require(
             self.negative_size <= self.crop_size,
             f"negative_size {self.negative_size} is larger than crop_size {self.crop_size}: "
-            "a negative patch must fit into the training crop",
+            "a negative patch must fit into the training crop; lower it, and negative_resize with it",
         )
 
 

@@ -98,7 +98,7 @@ def what_it_is(path: Path, said: str) -> str:
             f"it holds other objects than tensors and numbers ({foreign[1]}), which could be harmful code; give a file "
             "with the state_dict alone"
         )
-    return "it is none, or is damaged; give a file of torch.save with a state_dict"
+    return "it is no weight file, or a damaged one; give a file of torch.save with a state_dict"
 
 
 def noted_numbers(state_dict: dict[str, Tensor]) -> dict[str, int]:

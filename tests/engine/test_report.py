@@ -303,7 +303,7 @@ def test_published_figures_stand_beside_ours_and_unconfirmed_ones_are_marked():
     assert first[3][2:] == ["60.0", "", "4.9"] and first[4] == ["the released weights", "a third party's run", "70.23",
                                                                  "99.15", "3.33"]  # fmt: skip
     ((title, rows),) = published_tables("street-hazards", ours).items()
-    assert "?: not confirmed" in title and rows[-1][1:] == ["goes around, not confirmed", "30.2 ?", "95.6 ?", "13.0 ?"]
+    assert "?: not confirmed" in title and rows[-1][1:] == ["circulates, not confirmed", "30.2 ?", "95.6 ?", "13.0 ?"]
     (rows,) = published_tables("coco20", {"hybrid": {"mIoU": 0.5}}).values()
     assert rows[1:] == [["ours, hybrid", "this run", "50.00", "", ""],
                         ["DenseHybrid", "no published figures at hand", "", "", ""]]  # fmt: skip

@@ -205,8 +205,8 @@ UNREADABLE = {
         lambda: written(nn.Linear(2, 2), False),
         r"it holds other objects .* \(torch\.nn\.modules\.linear\.Linear\)",
     ),
-    "a pickle": (pickle.dumps({"w": 1}), "it is none, or is damaged"),
-    "words": (b"hello", "it is none, or is damaged"),
+    "a pickle": (pickle.dumps({"w": 1}), "it is no weight file, or a damaged one"),
+    "words": (b"hello", "it is no weight file, or a damaged one"),
 }
 
 

@@ -475,9 +475,9 @@ def test_results_and_table_are_written_where_asked(tmp_path, capsys):
     for name in LAYOUTS:
         root, out = make(name, tmp_path / name), tmp_path / "out" / name
         results = run(name, root, "--folder", str(out))
-        assert results["usable"] and sorted(path.name for path in out.iterdir()) == ["results.json", "table.md"]
+        assert results["usable"] and sorted(path.name for path in out.iterdir()) == ["check_data.json", "check_data.md"]
         assert f"{name} in {root} can be used: " in capsys.readouterr().out
-        assert f"{name}: what is there" in (out / "table.md").read_text()
+        assert f"{name}: what is there" in (out / "check_data.md").read_text()
 
 
 def test_nothing_is_written_into_the_data(tmp_path, capsys):

@@ -40,7 +40,7 @@ def main(argv=None):
         default=MAX_PIXELS,
         help=f"of the largest picture that is read (default {MAX_PIXELS:,})",
     )
-    parser.add_argument("--folder", type=Path, help="where results.json and table.md go (default: nowhere)")
+    parser.add_argument("--folder", type=Path, help="where check_data.json and check_data.md go (default: nowhere)")
     args = parser.parse_args(argv)
     unknown = set(args.splits or ()) - SOURCES[args.dataset].splits.keys()
     if unknown:
@@ -56,7 +56,7 @@ def main(argv=None):
     results = check(args.dataset, args.dataroot, args.splits, args.workers, args.quick, args.max_pixels)
     tables = split_tables(args.dataset, results["splits"])
     if args.folder:
-        write_results(args.folder, results, tables)
+        write_results(args.folder, results, tables, ("check_data.json", "check_data.md"))
     elif tables:
         print("\n".join(f"\n{title}\n\n{markdown_table(rows)}" for title, rows in tables.items()))
     print(summary(results))

@@ -2,7 +2,7 @@
 
 from tools.check_data.sources import CHOSEN
 
-MOST_ROWS = 25  # of the table of labels on the screen; results.json holds all
+MOST_ROWS = 25  # of the table of labels on the screen; check_data.json holds all
 
 
 def split_tables(name: str, reports: dict[str, dict]) -> dict[str, list[list]]:

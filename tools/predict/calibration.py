@@ -12,9 +12,14 @@ def read_calibration(path: Path, score_name: str, weights: str) -> tuple[float, 
     """(threshold, range of heat or None) of a score, from an evaluation's results.json."""
     results = read_results(path, "--calibration")
     calibration = results["calibration"]
+    if not calibration:
+        raise WrongInput(
+            f"--calibration {path} has no threshold: evaluate_closed_set.py finds none; take the results.json of "
+            "evaluate_ood.py, evaluate_osr_sh.py or evaluate_osr_coco.py"
+        )
     if score_name not in calibration:
         raise WrongInput(
-            f"--calibration {path} has a threshold for the score {' and '.join(calibration) or 'of nothing'}, and the "
+            f"--calibration {path} has a threshold for the score {' and '.join(calibration)}, and the "
             f"score here is {score_name}: choose it with --score, or evaluate this one"
         )
     found = calibration[score_name] if isinstance(calibration[score_name], dict) else {}
