@@ -12,7 +12,7 @@ from engine.flags import add_benchmark_flags
 from engine.processes import gather_merged, is_main_process, main_process_first
 from engine.report import published_tables, write_evaluation
 from engine.results import evaluation_results
-from methods.flags import add_heads_flag
+from methods.evaluation import add_heads_flag
 from metrics import ConfusionMatrix, classes_averaged
 from models import NETWORKS, fast_inference, open_network
 

@@ -40,7 +40,7 @@ from engine.processes import gather_merged, is_main_process
 from engine.report import Report, published_tables, write_evaluation
 from engine.results import evaluation_results
 from losses import CLASS_SCORES, DATASET_SCORES, anomaly_score
-from methods.scores import chosen_scores
+from methods.evaluation import chosen_scores
 from metrics import AnomalyMetrics, BoundedAnomalyMetrics
 from models import OF_WHOLE_IMAGES, fast_inference, open_network
 

@@ -32,8 +32,7 @@ from engine.processes import broadcast, gather_merged, is_main_process, main_pro
 from engine.report import Report, published_tables, write_evaluation
 from engine.results import Calibration, evaluation_results
 from losses import anomaly_score
-from methods.flags import add_heads_flag, add_open_set_flags
-from methods.scores import chosen_score
+from methods.evaluation import add_heads_flag, add_open_set_flags, chosen_score
 from metrics import AnomalyMetrics, ConfusionMatrix
 from models import NETWORKS, ReleasedScoring, fast_inference, open_network
 

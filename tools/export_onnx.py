@@ -21,7 +21,7 @@ from engine.flags import Parser, whole_number
 from errors import FileInTheWay, MissingFile, WrongInput
 from labels import OUTLIER
 from losses import hybrid_score, max_logit_score
-from methods.flags import add_heads_flag
+from methods.evaluation import add_heads_flag
 from models import NETWORKS, open_network
 
 OPSET = 20

@@ -18,7 +18,7 @@ from data.decoding import MAX_PIXELS
 from engine import choose_precision, run_script, script_parser, start_process
 from engine.files import require_writable, sha256
 from engine.flags import add_tile_flags, check_tile, finite_number, whole_number
-from methods.flags import add_heads_flag, add_score_flag
+from methods.evaluation import add_heads_flag, add_score_flag
 from models.segmenter import WINDOW
 from tools.predict.calibration import read_calibration
 from tools.predict.drawing import Drawing

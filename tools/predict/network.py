@@ -13,7 +13,7 @@ from engine import SlidingWindows, to_device
 from engine.precision import Precision
 from errors import WrongInput
 from losses import anomaly_score
-from methods.scores import chosen_score
+from methods.evaluation import chosen_score
 from models import NETWORKS, fast_inference, open_network
 from tools.predict.memory import check_memory, shrunk
 
