@@ -217,12 +217,12 @@ def write_gradients(
     MARGIN: tl.constexpr,
 ):
     image, pixel, inside, label, outlier, inlier = labelled_pixels(labels, pixels, SIZE)
+    pulled = tl.where(inlier, tl.load(sums_gradient), 0.0)
     # Of the cross-entropy P - [label], of ln p^ P. Zero times P keeps a NaN, as autograd does.
     places, there = class_places(pixel, inside, pixels, CLASSES, PADDED, CHANNELS_LAST)
     image_offset = image * pixels * CLASSES
     logits = tl.load(class_logits + image_offset + places, mask=there, other=-float("inf")).to(tl.float32)
     highest, shares, total = exponentials(logits)
-    pulled = tl.where(inlier, tl.load(sums_gradient), 0.0)
     pushed = outlier
     if MARGIN:
         pushed = outlier & (highest + tl.log(total) > margin)
