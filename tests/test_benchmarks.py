@@ -182,6 +182,7 @@ def made_benchmarks(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_fails_or_lasts_too_long_is_reported_and_what_it_measured_is_kept(made_benchmarks, monkeypatch, capsys):
     names = ["tf32", "plain", "bfloat16"]
     with pytest.raises(SystemExit, match="tf32, bfloat16 did not come to the end"):
@@ -226,6 +227,7 @@ def test_an_evaluation_is_watched_from_its_start_to_its_end(monkeypatch, tmp_pat
     assert row["what"].startswith("evaluate_ood.py lf, 3 frames of 128x64")
 
 
+@pytest.mark.slow
 def test_the_gpus_use_is_that_of_the_frames_alone(monkeypatch, tmp_path):
     use = [7]
 

@@ -86,6 +86,7 @@ def test_whoever_decodes_a_png_file_it_gives_pillows_pixels(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_png_file_with_a_wrong_byte_anywhere_reads_as_pillow_reads_it(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(noise(8, 8)).save(path)

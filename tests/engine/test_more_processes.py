@@ -172,6 +172,7 @@ def test_processes_that_no_launcher_started_are_refused_in_one_line(left, severa
         run_script(lambda: start_process("cpu", several_processes=several))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("empty", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 def test_an_empty_variable_of_a_launcher_is_none(empty, monkeypatch):
     monkeypatch.setenv(empty, "")

@@ -120,6 +120,7 @@ def assert_ended_as_if_never_stopped(folder, uninterrupted):
     assert figures[0] == figures[1]
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path, begin, uninterrupted, workers):
@@ -162,6 +163,7 @@ def test_a_run_killed_right_after_making_its_folder_starts_from_the_beginning(tm
     assert (tmp_path / "run" / "recipe.yaml").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_killed_while_it_writes_any_of_its_files_ends_with_the_same_weights(tmp_path, begin, uninterrupted):
     folder = tmp_path / "run"

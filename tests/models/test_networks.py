@@ -33,6 +33,7 @@ def test_the_class_key_of_each_network_has_a_row_for_each_class_and_is_its_own(n
     assert [other for other, architecture in NETWORKS.items() if architecture.class_key in keys] == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hybrid", [False, True])
 def test_network_head_and_number_of_classes_are_found_from_the_file_alone(hybrid, tmp_path):
     written = ladder_densenet121(7, hybrid)

@@ -70,6 +70,7 @@ def evaluated(street_hazards, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_results_fit_the_documented_schema(name, evaluated):
     results, (whole, calibration, image, record) = read_results(evaluated / name / "results.json"), documented()
