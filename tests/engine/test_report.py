@@ -473,6 +473,9 @@ def test_curves_of_an_earlier_evaluation_do_not_stay(evaluations, street_hazards
 def test_no_pictures_means_figures_alone(evaluations, street_hazards, monkeypatch):
     monkeypatch.chdir(evaluations)
     weights = evaluations / "<weights>" / "final.pth"
+    for name in ("index.html", "pictures.png", "pictures_best_worst.png", "curves.png", "histogram.png"):
+        Path("none").mkdir(exist_ok=True)
+        Path("none", name).write_text("of an earlier evaluation")
     evaluate_osr_sh.main(flags(street_hazards, weights, "--folder", "none", "--pictures", "0", "--model"))
     assert sorted(path.name for path in Path("none").iterdir()) == ["results.json", "table.md"]
 

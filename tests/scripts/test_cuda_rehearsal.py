@@ -126,6 +126,12 @@ def test_replayed_steps_are_to_the_bit_those_that_are_not(script, world, in_tmp)
     assert terms == expected_terms and all(torch.equal(weights[key], expected[key]) for key in weights | expected)
 
 
+def test_a_flow_refuses_what_is_of_batchnorm_on_a_gpu_too(world, in_tmp):
+    with rehearsed_cuda(), pytest.raises(ValueError, match="sync_batchnorm must be false: a flow has no BatchNorm"):
+        world.run("train_denseflow", "--device", "cuda", "--sync_batchnorm", "true")
+    assert not Path("logs").exists()
+
+
 @pytest.mark.slow
 def test_batches_of_another_shape_come_between_replayed_ones(world, in_tmp):
     script = "dlv3_cityscapes_finetune"

@@ -636,6 +636,7 @@ def test_a_town_without_outliers_leaves_the_other_towns_open_set_figures_empty(
     results = results["figures"]
     for town in ("t5", "t6"):
         assert (f"note: town {town} has no outlier pixel, so that no" in said) == (town in without)
+        assert said.count(f"note: town {town} ") == (town in without)  # once, and not again of the halved maps
         empty = other[town] in without
         for key in ("open_mIoU", "mIoU_with_unknown", "gap", "threshold"):
             assert (results[town][key] is None) == empty, (town, key)
