@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.evaluation import ReportedFrames
 from engine.processes import broadcast, gather_merged, is_main_process
-from engine.results import Calibration, Rows
+from engine.results import Calibration, Rows, threshold_text
 from metrics import TPR, AnomalyMetrics, ComponentMetrics, mean_of_images
 
 FIGURES = ("AP", "AUROC", "FPR95")
@@ -95,7 +95,7 @@ def component_table(figures: dict[str, dict]) -> Rows:
                 score,
                 *(figure[name] for name in COMPONENT_FIGURES),
                 *(figure[name] for name in counts),
-                "" if math.isnan(figure["threshold"]) else f"{figure['threshold']:.4f}",
+                threshold_text(figure["threshold"]),
                 figure["pixel_F1"],
             ]
             for score, figure in figures.items()

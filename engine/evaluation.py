@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import platform
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision
 import yaml
 from torch import Tensor
 
@@ -23,7 +21,7 @@ from engine.flags import Parser, check_tile
 from engine.pictures import Picture, heat_range, heat_sample
 from engine.precision import Precision, choose_precision
 from engine.processes import gather, is_main_process, launch_command, world_size
-from engine.record import git_revision
+from engine.record import git_revision, versions
 from errors import FileInTheWay, WrongInput
 from metrics import AnomalyMetrics
 
@@ -60,12 +58,7 @@ class Evaluation:
             "weights_sha256": self.digest.result(),
             "recipe": trained,
             "revision": git_revision(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "torchvision": str(torchvision.__version__),
-                "numpy": np.__version__,
-            },
+            "versions": versions() | {"numpy": np.__version__},
             "device": device_name(self.device),
             "precision": self.precision.name,
             "processes": world_size(),

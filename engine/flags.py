@@ -77,12 +77,17 @@ def whole_number(least: int, most: int = LARGEST) -> Callable[[str], int]:
     return number
 
 
-def finite_number(word: str) -> float:
-    """A flag's type: any number but NaN and infinity."""
+def any_number(word: str) -> float:
+    """A flag's type: any number."""
     try:
-        value = float(word)
+        return float(word)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+
+
+def finite_number(word: str) -> float:
+    """A flag's type: any number but NaN and infinity."""
+    value = any_number(word)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{word} is not a finite number")
     return value
@@ -90,10 +95,7 @@ def finite_number(word: str) -> float:
 
 def share(word: str) -> float:
     """A flag's type: a number over 0 and at most 1."""
-    try:
-        value = float(word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+    value = any_number(word)
     if not 0 < value <= 1:  # NaN is not
         raise argparse.ArgumentTypeError(f"{value:g} must be over 0 and at most 1")
     return value

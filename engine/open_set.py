@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.results import Rows
+from engine.results import Rows, threshold_text
 from metrics import ConfusionMatrix
 
 MEANS = {"mIoU": "closed mIoU %", "open_mIoU": "open-mIoU %", "mIoU_with_unknown": "mIoU with unknown %"}
@@ -28,10 +28,6 @@ def open_set_figures(closed: ConfusionMatrix, opened: ConfusionMatrix) -> dict:
 
 def open_set_headline(figures: dict) -> dict[str, float]:
     return {title.removesuffix(" %"): figures[name] for name, title in MEANS.items()}
-
-
-def threshold_text(threshold: float) -> str:
-    return "" if math.isnan(threshold) else f"{threshold:.4f}"
 
 
 def open_set_table(figures: dict) -> Rows:

@@ -1,11 +1,14 @@
 """A run's folder and its recipe.yaml: who made it, with what, and whether a run may go on there."""
 
 import contextlib
+import platform
 import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+import torchvision
 import yaml
 
 from engine.files import write_whole
@@ -148,6 +151,14 @@ def with_files(record: dict, dataset: Samples) -> dict:
 
 def write_record(folder: Path, record: dict) -> None:
     write_whole(yaml.safe_dump(record, sort_keys=False).encode(), folder / RECORD)
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }
 
 
 def git_revision() -> str | None:

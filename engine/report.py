@@ -88,11 +88,11 @@ def write_evaluation(folder: Path, results: dict, report: Report | None = None) 
     write_results(folder, results, results["tables"])
     if report is None:
         return
-    for name in PICTURES:
-        (folder / name).unlink(missing_ok=True)  # of an earlier evaluation
-    if not report.frames.pictures:
-        return
     with figures_are_written(folder):
+        for name in PICTURES:
+            (folder / name).unlink(missing_ok=True)  # of an earlier evaluation
+        if not report.frames.pictures:
+            return
         score = report.frames.scores[0]
         save_pictures(folder / "pictures.png", report.frames.pictures, report.colours, score, report.truth_colours)
         write_page(folder, results, report)

@@ -104,6 +104,11 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
+def threshold_text(threshold: float) -> str:
+    """A cell: no share, but a score."""
+    return "" if math.isnan(threshold) else f"{threshold:.4f}"
+
+
 def without_nan(value: Any) -> Any:
     """JSON has no NaN: undefined figures become null."""
     if isinstance(value, dict):

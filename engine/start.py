@@ -1,13 +1,11 @@
 """The start of a training run: its command line, its recipe, its record, its device."""
 
 import argparse
-import platform
 import typing
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 import yaml
 
 from engine.device import device_name, start_process
@@ -17,7 +15,7 @@ from engine.inputs import inputs_of
 from engine.precision import choose_precision
 from engine.processes import is_main_process, launch_command, wait_for_all, world_size
 from engine.recipe import Recipe, meanings, read_recipe, type_name
-from engine.record import check_folder, git_revision
+from engine.record import check_folder, git_revision, versions
 from engine.run import Run
 from errors import WrongInput
 
@@ -45,11 +43,7 @@ def start_run(
         "script": name,
         "command": launch_command(script, argv),
         "revision": git_revision(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-        },
+        "versions": versions(),
         "seed": args.seed,
         "processes": world_size(),
         "recipe": sources,
