@@ -792,8 +792,8 @@ EARLIER = r"--calibration c\.json is of an earlier version, without a schema, or
         ('{"schema": true}', "is of schema True"),
         (f'{{"schema": {SCHEMA}, "figures": {{}}}}', "is damaged, lacking tables, calibration, images"),
         (
-            f'{{"schema": {SCHEMA}, "figures": {{}}, "tables": {{}}, "calibration": {{}}, "images": [], "record": {{}}, '
-            '"weights": "w.pth"}',
+            f'{{"schema": {SCHEMA}, "figures": {{}}, "tables": {{}}, "calibration": {{}}, "images": [], '
+            '"record": {}, "weights": "w.pth"}',
             r"c\.json has no threshold: evaluate_closed_set\.py finds none; take the results\.json of evaluate_ood",
         ),
     ],
